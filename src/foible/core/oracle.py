@@ -1,0 +1,161 @@
+"""The oracle: the only door to a model, and the only caller of autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from foible.core.access import Access, Meter
+from foible.core.errors import AccessError, ModelError
+from foible.core.rows import Rows
+
+
+@runtime_checkable
+class Model(Protocol):
+    """What the oracle needs of a model; `foible.wrap` makes one of an `nn.Module`."""
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest legal input value; may be infinite."""
+
+    @property
+    def access(self) -> Access:
+        """The most that the model gives."""
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Map (B, *shape) to logits (B, K), differentiable where access is GRADIENTS."""
+
+    def session(self, seed: int = 0, *, freeze: bool = True) -> Any:
+        """Return a context in which the model is in evaluation mode, and is restored after."""
+
+    def chunk(self, x: Tensor) -> int:
+        """Return how many samples one forward should hold; from model and shape alone."""
+
+
+class Oracle:
+    """A model for the length of one run: metered, limited to an access level, checked for NaN.
+
+    model: a `Model`; rows: how many samples the run has; access: the most that may be asked.
+    """
+
+    def __init__(self, model: Model, rows: int, access: Access = Access.GRADIENTS) -> None:
+        if access > model.access:
+            raise AccessError(
+                f"this attack or explainer needs {access.name}, the model gives only "
+                f"{model.access.name}: choose a method that needs less (`foible list` shows "
+                "what each needs), or wrap the model itself, e.g. foible.wrap(net)"
+            )
+        self.model, self.access, self.meter = model, access, Meter(rows)
+        self.classes = 0
+
+    @contextmanager
+    def session(self, seed: int = 0, *, freeze: bool = True) -> Iterator[Oracle]:
+        """Hold the model in evaluation mode; leave it exactly as it was."""
+        with self.model.session(seed, freeze=freeze):
+            yield self
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The model's bounds."""
+        return self.model.bounds
+
+    def chunk(self, x: Tensor) -> int:
+        """Return how many samples one forward should hold."""
+        return self.model.chunk(x)
+
+    def scores(self, x: Tensor, rows: Rows) -> Tensor:
+        """Return logits (B, K) of x (B, *shape); one forward a row, on the graph if x is."""
+        self._require(Access.SCORES)
+        self.meter.count(rows.index)
+        return self._checked(self.model.scores(x), x)
+
+    def labels(self, x: Tensor, rows: Rows) -> Tensor:
+        """Return predicted classes (B,), all that LABELS access allows."""
+        self.meter.count(rows.index)
+        with torch.no_grad():
+            return self._checked(self.model.scores(x), x).argmax(1)
+
+    def value_and_grad(
+        self, fn: Callable[[Tensor], Tensor], wrt: Tensor, rows: Rows, *, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Return fn(wrt) (B,) and the gradient of each value by its own row of `wrt`.
+
+        fn may call `scores`, whose forwards it pays; the backward is counted here. With
+        create_graph both results stay differentiable.
+        """
+        self._require(Access.GRADIENTS)
+        with torch.enable_grad():
+            leaf = wrt if create_graph and wrt.requires_grad else wrt.detach().requires_grad_()
+            values = fn(leaf)
+            (grad,) = self.grad(values, (leaf,), rows, create_graph=create_graph)
+        return (values if create_graph else values.detach()), grad
+
+    def grad(
+        self, values: Tensor, leaves: tuple[Tensor, ...], rows: Rows, *, create_graph: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Differentiate the sum of `values` by any leaves, parameters included: one backward."""
+        self._require(Access.GRADIENTS)
+        self.meter.count(rows.index, backward=True)
+        if not values.requires_grad:
+            # Nothing depends on the leaves (a detached or constant model): that is a zero
+            # gradient, which the audit's gradient check reports.
+            return tuple(torch.zeros_like(leaf) for leaf in leaves)
+        grads = torch.autograd.grad(
+            values.sum(), leaves, create_graph=create_graph, materialize_grads=True
+        )
+        for grad in grads:
+            if not torch.isfinite(grad.detach().sum()) and not torch.isfinite(grad).all():
+                bad = int((~torch.isfinite(grad.reshape(len(grad), -1))).any(1).sum())
+                raise ModelError(
+                    f"the gradient is not finite for {bad} of {len(grad)} samples: look for a "
+                    "division by zero, a square root or a logarithm at 0 in the model, "
+                    "or use float64"
+                )
+        return tuple(grads)
+
+    def jacobian(self, x: Tensor, rows: Rows, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, K) and their gradients (B, C, *shape) for classes (B, C).
+
+        One forward and C backwards.
+        """
+        self._require(Access.GRADIENTS)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            scores = self.scores(leaf, rows)
+            picked = scores.gather(1, classes)
+            grads = []
+            for c in range(classes.shape[1]):
+                self.meter.count(rows.index, backward=True)
+                keep = c + 1 < classes.shape[1]
+                (g,) = torch.autograd.grad(picked[:, c].sum(), leaf, retain_graph=keep)
+                grads.append(g)
+        return scores.detach(), torch.stack(grads, 1)
+
+    def _require(self, access: Access) -> None:
+        if access > self.access:
+            raise AccessError(
+                f"a part that declared {self.access.name} access asked for {access.name}: "
+                "raise the part's declared access, or use a method that needs less"
+            )
+
+    def _checked(self, scores: Tensor, x: Tensor) -> Tensor:
+        given: object = scores  # a user's `outputs` function may return anything
+        shape = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+        if not isinstance(given, Tensor) or given.dim() != 2 or len(given) != len(x):
+            raise ModelError(
+                f"the model gave scores of shape {shape} for {len(x)} inputs; "
+                "foible needs one row of class scores an input, (B, K): pass outputs= to "
+                "foible.wrap, e.g. a function that picks the logits"
+            )
+        self.classes = scores.shape[1]
+        if torch.isnan(scores.detach().sum()) and torch.isnan(scores).any():
+            bad = int(torch.isnan(scores).any(1).sum())
+            raise ModelError(
+                f"the model's scores are NaN for {bad} of {len(x)} inputs: look at its weights "
+                "(NaN after a broken training run?) and at its preprocessing"
+            )
+        return scores

@@ -1,0 +1,198 @@
+"""The only attack loop.
+
+It judges every point, the last included; keeps each sample's best; and drops finished samples
+from the batch while waiting ones take their place, so that work is spent only where it is
+needed and the batch stays full.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foible.core.explainer import Field
+from foible.core.oracle import Oracle
+from foible.core.problem import Problem, View
+from foible.core.progress import tick
+from foible.core.randomness import Rng
+from foible.core.rows import Rows, join, take
+from foible.core.search import Evaluation, Search
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The best point of each row: x (N, *shape), success (N,), value (N,), steps (N,) int64."""
+
+    x: Tensor
+    success: Tensor
+    value: Tensor
+    steps: Tensor
+
+
+class _Best:
+    """Each row's best point, ranked by (goal and inside the threat, prefer)."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.x = rows.x.clone()
+        self.success = torch.zeros(len(rows), dtype=torch.bool, device=rows.x.device)
+        self.rank = torch.full_like(self.success, float("-inf"), dtype=torch.float64)
+
+    def offer(
+        self, index: Tensor, x: Tensor, success: Tensor, rank: Tensor, *, repeats: bool = False
+    ) -> None:
+        """Take each point that is better than the one held; repeats: rows may come twice."""
+        rank = rank.double()
+        held, held_rank = self.success[index], self.rank[index]
+        better = (success & ~held) | ((success == held) & (rank > held_rank))
+        where = better.nonzero().squeeze(1)
+        if where.numel() == 0:
+            return
+        index, rank, success = index[where], rank[where], success[where]
+        if repeats and index.unique().numel() < index.numel():
+            # One query may hold several points of a row: keep the best of them.
+            order = torch.argsort(rank, stable=True)
+            order = order[torch.argsort(success[order].int(), stable=True)]
+            order = order[torch.argsort(index[order], stable=True)]
+            last = torch.ones_like(order, dtype=torch.bool)
+            last[:-1] = index[order][1:] != index[order][:-1]
+            pick = order[last]
+            index, rank, success, where = index[pick], rank[pick], success[pick], where[pick]
+        self.x[index] = x[where]
+        self.rank[index], self.success[index] = rank, success
+
+
+class _Evaluator:
+    """`evaluate` for the rows that are active now."""
+
+    def __init__(self, problem: Problem, best: _Best, rng: Rng) -> None:
+        self.problem, self.best, self.rng = problem, best, rng
+        self.rows: Rows
+        self.slots: Tensor
+        self.step: Tensor
+
+    def __call__(self, z: Tensor, rows: Rows | None = None, need: str = "labels") -> Evaluation:
+        problem, slots, step, repeats = self.problem, self.slots, self.step, rows is not None
+        if rows is None:
+            rows = self.rows
+        else:
+            lookup = {int(i): place for place, i in enumerate(self.rows.index)}
+            places = torch.tensor([lookup[int(i)] for i in rows.index], device=slots.device)
+            slots, step = slots[places], step[places]
+        grad: Tensor | None = None
+        if need == "grad" and problem.direction is None:
+            with torch.enable_grad():
+                leaf = z.detach().requires_grad_()
+                view = View(problem.oracle, rows, problem.threat.render(rows, leaf), leaf)
+                value = problem.objective(view)
+                (grad,) = problem.oracle.grad(value, (leaf,), rows)
+        else:
+            with torch.no_grad():
+                x_adv = problem.threat.render(rows, z)
+                view = View(problem.oracle, rows, x_adv, z)
+                value = problem.objective(view)
+            if need == "grad":
+                grad = self._direction(rows, x_adv, step)
+        with torch.no_grad():
+            success, scores = self._judge(view, slots, value.detach(), repeats)
+        return Evaluation(value.detach(), success, scores, grad)
+
+    def _direction(self, rows: Rows, x_adv: Tensor, step: Tensor) -> Tensor:
+        explainer = self.problem.direction
+        assert explainer is not None
+        oracle = self.problem.oracle
+        field = Field(oracle, self.problem.objective, oracle.chunk(rows.x))
+        draw = self.rng.split(7).at(rows.id, step)
+        return explainer.attribute(field, rows.at(x_adv), draw).detach()
+
+    def _judge(
+        self, view: View, slots: Tensor, value: Tensor, repeats: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the verdict and the scores behind it; offer the points to the best."""
+        problem, rows, x_adv = self.problem, view.rows, view.x_adv.detach()
+        if problem.judge is not None:
+            view = View(problem.judge, rows, x_adv, view.z)
+        success = problem.goal(view)
+        if bool(success.any()):
+            # The float64 verdict on the threat is only worth its cost where the goal holds.
+            which = success.nonzero().squeeze(1)
+            allowed = problem.threat.contains(rows.take(which), x_adv[which])
+            success = success.clone()
+            success[which] = allowed
+        rank = value if problem.prefer is None else problem.prefer(view)
+        self.best.offer(slots, x_adv, success, rank.detach(), repeats=repeats)
+        return success, None if view._scores is None else view._scores.detach()
+
+
+def solve(
+    problem: Problem, rows: Rows, search: Search, *, seed: int = 0, restart: int = 0
+) -> Outcome:
+    """Run a search on every row and return each row's best point.
+
+    problem: what is attacked and what counts. rows: N rows; their `index` places them in the
+    oracle's meter. search: how z moves. seed, restart: with a row's id and step they fix all
+    randomness. Call inside `problem.oracle.session()`.
+    """
+    n = len(rows)
+    best, rng = _Best(rows), Rng(seed).split(restart)
+    if n == 0:
+        return Outcome(best.x, best.success, best.rank, torch.zeros(0, dtype=torch.int64))
+    evaluate = _Evaluator(problem, best, rng)
+    width = max(1, problem.oracle.chunk(rows.x))
+    taken = torch.zeros(n, dtype=torch.int64, device=rows.x.device)
+    waiting = 0
+    active = torch.empty(0, dtype=torch.int64, device=rows.x.device)
+    state: Any = None
+    current = rows
+    while True:
+        room = min(width - len(active), n - waiting)
+        # Refill in gulps: joining states for a handful of rows would cost more than it saves.
+        if room > 0 and (len(active) == 0 or room >= width // 4 or waiting + room == n):
+            fresh = torch.arange(waiting, waiting + room, device=rows.x.device)
+            waiting += room
+            new = search.init(problem, rows.take(fresh), rng.at(rows.id[fresh], 0))
+            state = new if len(active) == 0 else join(state, new)
+            active = torch.cat([active, fresh])
+            current = rows.take(active) if len(active) < n else rows
+        if len(active) == 0:
+            break
+        evaluate.rows, evaluate.slots, evaluate.step = current, active, taken[active]
+        draw = rng.at(current.id, taken[active])
+        state = search.step(problem, current, evaluate, state, draw)
+        taken[active] += 1
+        finished = problem.done(best.success[active])
+        over = (taken[active] >= search.steps) & ~finished
+        ended = search.ended(state)
+        if ended is not None:
+            over = over | (ended & ~finished)
+        if bool(over.any()):
+            # The point after the last move has not been judged yet.
+            last = over.nonzero().squeeze(1)
+            evaluate.rows, evaluate.slots = current.take(last), active[last]
+            evaluate.step = taken[active[last]]
+            evaluate(take(state, last).z)
+        gone = finished | over
+        if bool(gone.any()):
+            stay = (~gone).nonzero().squeeze(1)
+            active, state, current = active[stay], take(state, stay), current.take(stay)
+            tick(int(gone.sum()))
+    return Outcome(best.x, best.success, best.rank, taken)
+
+
+def independent_verdict(
+    problem: Problem, rows: Rows, x: Tensor, oracle: Oracle
+) -> tuple[Tensor, Tensor]:
+    """Judge returned points again: a fresh forward at another batch size, box and budget too.
+
+    Returns the verdict (B,) bool and the labels (B,) of x; one forward a row.
+    """
+    width = max(1, min(oracle.chunk(rows.x), len(rows)) * 2 // 3)
+    verdicts, labels = [], []
+    with torch.no_grad():
+        for part in torch.arange(len(rows), device=x.device).split(width):
+            view = View(oracle, rows.take(part), x[part])
+            verdicts.append(problem.goal(view) & problem.threat.contains(view.rows, x[part]))
+            labels.append(view.labels)
+    return torch.cat(verdicts), torch.cat(labels)

@@ -1,0 +1,110 @@
+"""How a user calls an explainer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foible.core.errors import InputError, KindError
+from foible.core.explainer import Explainer, Field
+from foible.core.oracle import Oracle
+from foible.core.randomness import Rng
+from foible.core.rows import Rows
+from foible.models import as_model
+from foible.parts.objectives import Logit
+
+
+class Explanation(Explainer):
+    """An explainer that can be called with (model, x, target)."""
+
+    def __call__(
+        self,
+        model: Any,
+        x: Tensor,
+        target: Tensor | int | None = None,
+        *,
+        seed: int = 0,
+        create_graph: bool = False,
+    ) -> Tensor:
+        """Explain the logit of `target` at x.
+
+        model: an `nn.Module` or a wrapped model. x: (B, *shape) float. target: (B,) int64
+        classes, one int for all, or None for the predicted classes. seed: with the row's
+        position it fixes all randomness. create_graph: keep the map differentiable by x (if x
+        requires grad) and by the parameters. Returns the signed map, of x's shape and dtype.
+
+        Raises InputError for NaN in x or targets outside the classes.
+        """
+        held = as_model(model)
+        check_inputs(x)
+        labels = _labels(x, target)
+        if create_graph and not self.differentiable:
+            raise InputError(f"{type(self).__name__} is not differentiable: drop create_graph")
+        oracle = Oracle(held, len(x), self.access)
+        if len(x) == 0:
+            return torch.zeros_like(x)
+        x = x if create_graph else x.detach()
+        with oracle.session(seed, freeze=not create_graph):
+            width = oracle.chunk(x)
+            maps = []
+            for part in torch.arange(len(x), device=x.device).split(width):
+                rows = Rows(part, part, x[part], torch.zeros_like(part))
+                rows = self._targeted(oracle, rows, None if labels is None else labels[part])
+                field = Field(oracle, Logit(), width)
+                draw = Rng(seed).split(5).at(rows.id)
+                maps.append(self.attribute(field, rows, draw, create_graph=create_graph))
+        return torch.cat(maps)
+
+    @staticmethod
+    def _targeted(oracle: Oracle, rows: Rows, labels: Tensor | None) -> Rows:
+        if labels is None:
+            return replace(rows, y=oracle.labels(rows.x.detach(), rows))
+        if oracle.classes == 0:
+            first = torch.zeros(1, dtype=torch.int64)
+            oracle.labels(rows.x[:1].detach(), rows.take(first))
+        if int(labels.max()) >= oracle.classes:
+            raise InputError(
+                f"target holds class {int(labels.max())} and the model has classes "
+                f"0..{oracle.classes - 1}: check the label encoding"
+            )
+        return replace(rows, y=labels)
+
+
+def _labels(x: Tensor, target: Any) -> Tensor | None:
+    """Return the targets (B,) int64, or None for the predicted classes."""
+    if target is None:
+        return None
+    if isinstance(target, int) and not isinstance(target, bool):
+        target = torch.full((len(x),), target, device=x.device)
+    if not isinstance(target, Tensor):
+        raise KindError(f"target is {type(target).__name__}: pass one int, or an int64 tensor (B,)")
+    if target.dtype not in (torch.int64, torch.int32) or target.shape != (len(x),):
+        raise InputError(
+            f"target has shape {tuple(target.shape)} and {target.dtype} for {len(x)} samples: give "
+            "(B,) int64 classes, one a sample"
+        )
+    if len(x) and int(target.min()) < 0:
+        raise InputError(f"target holds {int(target.min())}: classes are counted from 0")
+    return target.to(x.device, torch.int64)
+
+
+def check_inputs(x: Any) -> None:
+    """Refuse what no method can use: the wrong type, integers, NaN or infinity."""
+    if not isinstance(x, Tensor):
+        raise KindError(f"x is {type(x).__name__}: pass a torch tensor (B, *shape)")
+    if not x.is_floating_point():
+        raise InputError(f"x has dtype {x.dtype}: convert it, e.g. x.float() / 255")
+    if x.dim() < 2:
+        raise InputError(
+            f"x has shape {tuple(x.shape)}: the first dimension is the batch, (B, *shape)"
+        )
+    bad = ~torch.isfinite(x.detach().flatten(1)).all(1)
+    if bool(bad.any()):
+        where = bad.nonzero().flatten()[:5].tolist()
+        raise InputError(
+            f"x is NaN or infinite in {int(bad.sum())} of {len(x)} samples (rows {where}): "
+            "remove these rows or impute their values"
+        )

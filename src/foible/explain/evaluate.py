@@ -1,0 +1,64 @@
+"""What an explanation is worth: agreement of maps, stability, completeness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foible.core.errors import InputError
+from foible.explain.base import Explanation
+from foible.explain.path import IntegratedGradients
+from foible.models import as_model
+from foible.parts.statistics import spearman
+
+
+def topk_intersection(a: Tensor, b: Tensor, k: int = 100) -> Tensor:
+    """Return the share (B,) of the k features of largest |a| that are among those of |b|.
+
+    >>> a = torch.tensor([[3.0, 2.0, 1.0, 0.0]])
+    >>> topk_intersection(a, -a, 2).item(), topk_intersection(a, a.flip(1), 2).item()
+    (1.0, 0.0)
+    """
+    flat_a, flat_b = a.flatten(1).abs(), b.flatten(1).abs()
+    if not 1 <= k <= flat_a.shape[1]:
+        raise InputError(f"k={k} of {flat_a.shape[1]} features: choose 1 to {flat_a.shape[1]}")
+    held = torch.zeros(flat_a.shape, dtype=torch.bool, device=a.device)
+    held.scatter_(1, flat_a.topk(k, 1).indices, True)
+    return held.gather(1, flat_b.topk(k, 1).indices).double().mean(1)
+
+
+def rank_correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Return Spearman's correlation (B,) of |a| and |b|; NaN where a map is constant."""
+    flat = [m.detach().flatten(1).abs().double().cpu().numpy() for m in (a, b)]
+    return torch.from_numpy(spearman(*flat))
+
+
+def stability(
+    explainer: Explanation, model: Any, pair: tuple[Tensor, Tensor], target: Tensor, k: int = 100
+) -> dict[str, Tensor]:
+    """Compare the maps of x and of x_adv for the same target: both figures (B,) in [0, 1].
+
+    pair: (x, x_adv). The same draws explain both, so a stochastic explainer's own noise does
+    not count as instability. Beside it belongs the same figure under noise of equal size.
+    """
+    before, after = (explainer(model, x, target) for x in pair)
+    return {"topk": topk_intersection(before, after, k), "rank": rank_correlation(before, after)}
+
+
+def completeness(
+    explainer: IntegratedGradients, model: Any, x: Tensor, target: Tensor | int, maps: Tensor
+) -> Tensor:
+    """Return |sum of the map - (F(x) - F(baseline))| / |F(x) - F(baseline)|, (B,) float64."""
+    held = as_model(model)
+    labels = torch.as_tensor(target, device=x.device).expand(len(x)).long()[:, None]
+    with held.session(), torch.no_grad():
+        parts = []
+        for some, label in zip(x.split(512), labels.split(512), strict=True):
+            base = torch.full_like(some, explainer.baseline)
+            scores = held.scores(some).double() - held.scores(base).double()
+            parts.append(scores.gather(1, label).squeeze(1))
+    gap = torch.cat(parts)
+    residual = (maps.detach().flatten(1).double().sum(1) - gap).abs()
+    return residual / gap.abs().clamp_min(1e-12)

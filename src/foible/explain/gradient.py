@@ -1,0 +1,104 @@
+"""Explanations from gradients at one point or around it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foible.core.errors import InputError
+from foible.core.explainer import Field
+from foible.core.randomness import Draw
+from foible.core.rows import Rows, per_row
+from foible.explain.base import Explanation
+
+
+@dataclass(frozen=True)
+class Saliency(Explanation):
+    """The signed input gradient (Simonyan et al. 2014); pictures take the absolute value."""
+
+    def attribute(
+        self, field: Field, rows: Rows, draw: Draw, *, create_graph: bool = False
+    ) -> Tensor:
+        """One forward, one backward."""
+        return field.gradient(rows.x, rows, create_graph=create_graph)[1]
+
+
+@dataclass(frozen=True)
+class GradientTimesInput(Explanation):
+    """The gradient times the input (Shrikumar et al. 2016): exact on a linear model from 0."""
+
+    verb = "delete"
+
+    def attribute(
+        self, field: Field, rows: Rows, draw: Draw, *, create_graph: bool = False
+    ) -> Tensor:
+        """One forward, one backward."""
+        return rows.x * field.gradient(rows.x, rows, create_graph=create_graph)[1]
+
+
+@dataclass(frozen=True)
+class SmoothGrad(Explanation):
+    """The mean gradient at `samples` noisy copies (Smilkov et al. 2017).
+
+    sigma: the noise as a share of the input's range (of each row's own range where the model's
+    bounds are infinite). Copies may leave the box, as in the paper.
+    """
+
+    samples: int = 50
+    sigma: float = 0.15
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.sigma < 0:
+            raise InputError(f"samples={self.samples}, sigma={self.sigma}: at least 1, at least 0")
+
+    def attribute(
+        self, field: Field, rows: Rows, draw: Draw, *, create_graph: bool = False
+    ) -> Tensor:
+        """`samples` forwards and backwards; one of each where sigma is 0, which is the same."""
+        if self.sigma == 0:
+            return field.gradient(rows.x, rows, create_graph=create_graph)[1]
+        maps = []
+        for group in field.groups(rows, self.samples):
+            some = rows.take(group)
+            noise = self._noise(field, some, draw.take(group))
+            total = torch.zeros_like(some.x)
+            for block in field.blocks(len(some), self.samples):
+                many = some.repeat(len(block))
+                x = many.x + noise[:, block].transpose(0, 1).reshape(many.x.shape)
+                grad = field.gradient(x, many, create_graph=create_graph)[1]
+                total = total + grad.view(len(block), *some.x.shape).sum(0)
+            maps.append(total / self.samples)
+        return torch.cat(maps)
+
+    def _noise(self, field: Field, rows: Rows, draw: Draw) -> Tensor:
+        low, high = field.oracle.bounds
+        noise = draw.normal((self.samples, *rows.shape), rows.x.dtype) * self.sigma
+        if math.isfinite(high - low):
+            return noise * (high - low)
+        flat = rows.x.detach().flatten(1)
+        return noise * per_row(flat.amax(1) - flat.amin(1), noise)
+
+
+def saliency() -> Saliency:
+    """Return the input gradient of the target's logit (B1, Simonyan et al. 2014).
+
+    >>> import foible, torch
+    >>> net = torch.nn.Linear(3, 2)
+    >>> m = foible.explain.saliency()(net, torch.rand(4, 3), 1)
+    >>> torch.equal(m[0], net.weight[1])
+    True
+    """
+    return Saliency()
+
+
+def gradient_x_input() -> GradientTimesInput:
+    """Return gradient times input (Shrikumar et al. 2016)."""
+    return GradientTimesInput()
+
+
+def smoothgrad(samples: int = 50, sigma: float = 0.15) -> SmoothGrad:
+    """Return SmoothGrad (B2, Smilkov et al. 2017): sigma is a share of the input's range."""
+    return SmoothGrad(samples, sigma)

@@ -1,0 +1,1 @@
+"""Floor 2: what plugs into the core: threats, objectives, searches, statistics."""

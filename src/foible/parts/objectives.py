@@ -1,0 +1,133 @@
+"""Objectives: (B,) numbers that an attack makes large.
+
+Where rows have a target, each rises towards it; else each rises away from the label.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from foible.core.errors import InputError
+from foible.core.problem import Objective, View
+
+
+def _other(scores: Tensor, label: Tensor) -> Tensor:
+    """Return the largest score (B,) of any class but `label`."""
+    mask = F.one_hot(label, scores.shape[1]).bool()
+    return scores.masked_fill(mask, float("-inf")).amax(1)
+
+
+def _of(scores: Tensor, label: Tensor) -> Tensor:
+    return scores.gather(1, label[:, None]).squeeze(1)
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The cross-entropy of the label, or minus that of the target.
+
+    On more than two classes its gradient is a mixture over all classes, so near a boundary it
+    does not point straight across: prefer the margin where the last few percent count.
+    """
+
+    def __call__(self, view: View) -> Tensor:
+        """Return (B,)."""
+        if view.rows.target is not None:
+            return -F.cross_entropy(view.scores, view.rows.target, reduction="none")
+        return F.cross_entropy(view.scores, view.rows.y, reduction="none")
+
+
+@dataclass(frozen=True)
+class Margin:
+    """The best other logit minus the label's; positive once the label is lost.
+
+    Targeted: the target's logit minus the best other one (Carlini and Wagner 2017).
+
+    rival: None, or k for the k-th best other class of the clean scores, kept all the way. The
+    best other class need not be the nearest one, and from its corner of the ball there is no way
+    up to another's: restarts of an untargeted attack on the margin therefore aim at one class
+    each (Gowal et al. 2019, multi-targeted). On a linear model one restart a class is exact.
+    """
+
+    rival: int | None = None
+
+    def __call__(self, view: View) -> Tensor:
+        """Return (B,)."""
+        scores, rows = view.scores, view.rows
+        if rows.target is not None:
+            return _of(scores, rows.target) - _other(scores, rows.target)
+        if self.rival is not None and rows.scores is not None:
+            others = rows.scores.scatter(1, rows.y[:, None], float("-inf"))
+            place = others.argsort(dim=1, descending=True)[:, self.rival - 1]
+            return _of(scores, place) - _of(scores, rows.y)
+        return _other(scores, rows.y) - _of(scores, rows.y)
+
+
+@dataclass(frozen=True)
+class DLR:
+    """The difference of logits ratio (Croce and Hein 2020): a margin that no scale changes.
+
+    Needs three classes, and four where there is a target.
+    """
+
+    def __call__(self, view: View) -> Tensor:
+        """Return (B,)."""
+        scores, rows = view.scores, view.rows
+        need = 3 if rows.target is None else 4
+        if scores.shape[1] < need:
+            raise InputError(
+                f"the DLR loss needs {need} classes and the model has {scores.shape[1]}: "
+                'use objective="margin"'
+            )
+        top = scores.sort(1, descending=True).values
+        label = _of(scores, rows.y)
+        if rows.target is not None:
+            gap = top[:, 0] - 0.5 * (top[:, 2] + top[:, 3])
+            return -(label - _of(scores, rows.target)) / gap.clamp_min(1e-12)
+        gap = top[:, 0] - top[:, 2]
+        return -(label - _other(scores, rows.y)) / gap.clamp_min(1e-12)
+
+
+@dataclass(frozen=True)
+class Logit:
+    """The logit of the target (of the label where there is none): what explainers explain."""
+
+    def __call__(self, view: View) -> Tensor:
+        """Return (B,)."""
+        label = view.rows.y if view.rows.target is None else view.rows.target
+        return _of(view.scores, label)
+
+
+@dataclass(frozen=True)
+class LogProbability:
+    """The log-probability of the target (of the label where there is none)."""
+
+    def __call__(self, view: View) -> Tensor:
+        """Return (B,)."""
+        label = view.rows.y if view.rows.target is None else view.rows.target
+        return -F.cross_entropy(view.scores, label, reduction="none")
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Zero everywhere, for attacks that do not look at the model: random controls."""
+
+    def __call__(self, view: View) -> Tensor:
+        """Return (B,) zeros."""
+        return torch.zeros(len(view.rows), dtype=view.x_adv.dtype, device=view.x_adv.device)
+
+
+NAMED: dict[str, type] = {"cross_entropy": CrossEntropy, "margin": Margin, "dlr": DLR}
+
+
+def objective(named: str | Objective) -> Objective:
+    """Return an objective by name, or the callable itself."""
+    if isinstance(named, str):
+        if named not in NAMED:
+            raise InputError(f"no objective is called {named!r}: choose from {', '.join(NAMED)}")
+        chosen: Objective = NAMED[named]()
+        return chosen
+    return named

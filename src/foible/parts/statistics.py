@@ -1,0 +1,66 @@
+"""Intervals and rank statistics, in plain numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+
+def wilson(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float] | None:
+    """Return the 95 % Wilson interval of a rate; None for zero of zero, which is not measured.
+
+    >>> low, high = wilson(0, 100)
+    >>> low, round(high, 3)
+    (0.0, 0.037)
+    """
+    if n == 0:
+        return None
+    p = hits / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low = 0.0 if hits == 0 else max(0.0, centre - half)
+    return low, 1.0 if hits == n else min(1.0, centre + half)
+
+
+def mean_interval(values: Tensor, z: float = 1.959963984540054) -> list[float] | None:
+    """Return [mean, low, high] with a normal 95 % interval; None for no values."""
+    data = values.detach().cpu().double().numpy()
+    data = data[np.isfinite(data)]
+    if len(data) == 0:
+        return None
+    spread = float(data.std(ddof=1)) / math.sqrt(len(data)) if len(data) > 1 else 0.0
+    mean = float(data.mean())
+    return [mean, mean - z * spread, mean + z * spread]
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """Return ranks along the last axis, ties sharing their mean rank."""
+    order = np.argsort(values, axis=-1, kind="stable")
+    ordered = np.take_along_axis(values, order, -1)
+    place = np.broadcast_to(np.arange(values.shape[-1], dtype=float), values.shape)
+    new = np.ones(values.shape, bool)
+    new[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
+    group = np.cumsum(new, -1) - 1
+    out = np.empty(values.shape)
+    flat_g, flat_p = group.reshape(-1, values.shape[-1]), place.reshape(-1, values.shape[-1])
+    flat_o, flat_out = order.reshape(-1, values.shape[-1]), out.reshape(-1, values.shape[-1])
+    for g, p, o, target in zip(flat_g, flat_p, flat_o, flat_out, strict=True):
+        mean = np.bincount(g, p) / np.bincount(g)
+        target[o] = mean[g]
+    return out
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the correlation along the last axis; NaN where one side is constant."""
+    a = a - a.mean(-1, keepdims=True)
+    b = b - b.mean(-1, keepdims=True)
+    scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(scale > 0, (a * b).sum(-1) / scale, np.nan))
+
+
+def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the rank correlation along the last axis."""
+    return pearson(ranks(np.asarray(a, float)), ranks(np.asarray(b, float)))
