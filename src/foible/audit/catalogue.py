@@ -1,0 +1,269 @@
+"""What `foible list` and `foible show` know of every recipe.
+
+Names, parameters, access and one-line texts are read off the recipes themselves, so a new one
+appears here at once; `FACTS` adds what code cannot say: papers, rows of the survey, costs.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, get_type_hints
+
+from foible.core.errors import InputError
+
+KINDS = ("attacks", "explanations", "threats", "models")
+_SURVEY = "Adversarial Attacks and Defenses: An Interpretation Perspective"
+_ROW = re.compile(r"\b([ABCDLNPRSTX]\d{1,2})\b")
+_CITE = re.compile(r"[A-Z][\w'-]+(?: (?:et al\.|and [A-Z][\w'-]+))? (?:19|20)\d\d")
+_ASIDE = re.compile(r"\s*\([^()]*(?:survey|Eq\.|\b(?:19|20)\d\d\b)[^()]*\)")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """cite, title: the paper; rows: of the survey's table; forwards, backwards: cost a sample,
+    in the recipe's own parameters.
+    """
+
+    cite: str = ""
+    title: str = ""
+    rows: tuple[str, ...] = ()
+    forwards: str = ""
+    backwards: str = ""
+
+
+# An attack pays one forward for the clean label, one for its last point and one for the verdict.
+FACTS: dict[str, Facts] = {
+    "fgsm": Facts(
+        "Goodfellow et al. 2015", "Explaining and Harnessing Adversarial Examples",
+        ("A1", "S3", "S7"), "4", "1",
+    ),
+    "r_fgsm": Facts(
+        "Tramer et al. 2018", "Ensemble Adversarial Training: Attacks and Defenses",
+        ("A4",), "4", "1",
+    ),
+    "bim": Facts(
+        "Kurakin et al. 2017", "Adversarial Examples in the Physical World",
+        ("A3",), "steps + 3", "steps",
+    ),
+    "least_likely": Facts(
+        "Kurakin et al. 2017", "Adversarial Examples in the Physical World",
+        ("A3",), "steps + 3", "steps",
+    ),
+    "pgd": Facts(
+        "Madry et al. 2018",
+        "Towards Deep Learning Models Resistant to Adversarial Attacks",
+        ("S2", "S3", "S6"), "restarts * (steps + 1) + 2", "restarts * steps",
+    ),
+    "mim": Facts(
+        "Dong et al. 2018", "Boosting Adversarial Attacks with Momentum",
+        (), "steps + 3", "steps",
+    ),
+    "smoothgrad_attack": Facts(
+        "Liu et al. 2020", f"{_SURVEY}, 3.1.1",
+        ("A5",), "steps * (samples + 1) + 3", "steps * samples",
+    ),
+    "ig_deletion": Facts(
+        "Liu et al. 2020", f"{_SURVEY}, Eq. 11 and 12",
+        ("A6", "S8"), "50 + deleted features + 3", "50",
+    ),
+    "random_noise": Facts(
+        "none, a control", "", (), "points + 2", "0",
+    ),
+    "curve": Facts(
+        "none, bisection", "", (), "about log2(grid) runs of its attack", "the same",
+    ),
+    "bend": Facts(
+        "Dombrowski et al. 2019",
+        "Explanations Can Be Manipulated and Geometry Is to Blame",
+        ("X4",), "3 * steps explanations", "3 * steps explanations",
+    ),
+    "saliency": Facts(
+        "Simonyan et al. 2014",
+        "Deep Inside Convolutional Networks: Visualising Image Classification Models and "
+        "Saliency Maps", ("B1",), "1", "1",
+    ),
+    "gradient_x_input": Facts(
+        "Shrikumar et al. 2016",
+        "Not Just a Black Box: Learning Important Features Through Propagating Activation "
+        "Differences", (), "1", "1",
+    ),
+    "smoothgrad": Facts(
+        "Smilkov et al. 2017", "SmoothGrad: Removing Noise by Adding Noise",
+        ("B2",), "samples", "samples",
+    ),
+    "integrated_gradients": Facts(
+        "Sundararajan et al. 2017", "Axiomatic Attribution for Deep Networks",
+        ("B3", "S8"), "steps", "steps",
+    ),
+    "lime": Facts(
+        "Ribeiro et al. 2016", '"Why Should I Trust You?": Explaining the Predictions of Any '
+        "Classifier", ("B5",), "samples", "0",
+    ),
+    "random_map": Facts("none, a control", "", (), "0", "0"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that foible has.
+
+    kind: one of KINDS. line: what it is, in a few words. access: what it asks of a model, ""
+    where that means nothing. parameters: (name, type, default). doc: its whole docstring.
+    made: what is called to get it.
+    """
+
+    kind: str
+    name: str
+    line: str
+    access: str
+    facts: Facts
+    doc: str
+    parameters: tuple[tuple[str, str, str], ...] = ()
+    made: Callable[..., Any] | None = None
+
+    @property
+    def source(self) -> str:
+        """The paper, as far as it is known."""
+        return ", ".join(part for part in (self.facts.cite, self.facts.title) if part)
+
+
+def entries(kind: str | None = None) -> list[Entry]:
+    """Return everything of one kind ("attacks", "explanations", "threats", "models"), or all.
+
+    >>> [e.name for e in entries("threats")]
+    ['Deletion', 'L0', 'L1', 'L2', 'Linf']
+    """
+    if kind is not None and kind not in KINDS:
+        close = get_close_matches(kind, KINDS, 1, 0.5)
+        hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(KINDS)}"
+        raise InputError(f"there is no list of {kind!r}: {hint}")
+    made = {"attacks": _attacks, "explanations": _explanations, "threats": _threats}
+    made["models"] = _models
+    return [entry for k in KINDS if kind in (None, k) for entry in made[k]()]
+
+
+def find(name: str, kind: str | None = None) -> Entry:
+    """Return the entry of a name; case, "-" for "_" and a prefix like "attacks." do not matter.
+
+    Raises InputError with names that are close.
+
+    >>> find("attacks.PGD").access
+    'gradients'
+    """
+    wanted = _plain(name)
+    known = {_plain(entry.name): entry for entry in entries(kind)}
+    if wanted in known:
+        return known[wanted]
+    close = [known[n].name for n in get_close_matches(wanted, known, 3, 0.5)]
+    hint = f"did you mean {' or '.join(close)}?" if close else "`foible list` shows all names"
+    what = (kind or "recipes, threats and models").removesuffix("s") if kind else "recipe"
+    raise InputError(f"there is no {what} called {name!r}: {hint}")
+
+
+def _plain(name: str) -> str:
+    return re.split(r"[.:]", name.strip())[-1].lower().replace("-", "_")
+
+
+def _attacks() -> Iterator[Entry]:
+    from foible import attacks
+
+    for name, function in _functions(attacks):
+        returned = get_type_hints(function).get("return")
+        if isinstance(returned, type) and returned.__module__.startswith("foible.attacks"):
+            yield _entry("attacks", name, function, _access(_example(function)))
+
+
+def _explanations() -> Iterator[Entry]:
+    from foible import explain
+
+    for name, function in _functions(explain):
+        returned = get_type_hints(function).get("return")
+        if isinstance(returned, type) and issubclass(returned, explain.Explanation):
+            yield _entry("explanations", name, function, _access(_example(function)))
+
+
+def _threats() -> Iterator[Entry]:
+    from foible.core.threat import Threat
+    from foible.parts import threats
+
+    for name in sorted(threats.__all__):
+        kind = getattr(threats, name)
+        if isinstance(kind, type) and issubclass(kind, Threat) and not inspect.isabstract(kind):
+            yield _entry("threats", name, kind, "")
+
+
+def _models() -> Iterator[Entry]:
+    from foible.zoo.bundled import MODELS, notes
+
+    for name in MODELS:
+        made = notes("weights", name)
+        clean, robust = made.get("test_accuracy"), made.get("pgd40_eps_0.1_first_1000")
+        line = "small CNN for Fashion-MNIST, (1, 28, 28) in [0, 1], 10 classes"
+        if isinstance(clean, int | float) and isinstance(robust, int | float):
+            line += f"; accuracy {clean:.1%}, {robust:.1%} under PGD at Linf 0.1"
+        doc = "\n".join(f"{key}: {value}" for key, value in made.items())
+        yield Entry("models", f"zoo:{name}", line, "", Facts(), doc)
+
+
+def _functions(package: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
+    for name in sorted(package.__all__):
+        thing = getattr(package, name)
+        if inspect.isfunction(thing):
+            yield name, thing
+
+
+def _entry(kind: str, name: str, thing: Callable[..., Any], access: str) -> Entry:
+    doc = inspect.getdoc(thing) or ""
+    facts = FACTS.get(name)
+    if facts is None:
+        cite = _CITE.search(doc)
+        facts = Facts(cite[0] if cite else "", rows=tuple(dict.fromkeys(_ROW.findall(doc))))
+    return Entry(kind, name, _line(doc), access, facts, doc, _parameters(thing), thing)
+
+
+def _line(doc: str) -> str:
+    """Take the first sentence without "Return" and without citations."""
+    start = _ASIDE.sub("", " ".join(doc.split("\n\n")[0].split()))
+    sentence = re.split(r"\.(?:\s|$)", start)[0].removeprefix("Return ")
+    return sentence.removeprefix("the ")
+
+
+def _parameters(thing: Callable[..., Any]) -> tuple[tuple[str, str, str], ...]:
+    found = []
+    for name, parameter in inspect.signature(thing).parameters.items():
+        kind = parameter.annotation
+        kind = kind if isinstance(kind, str) else getattr(kind, "__name__", str(kind))
+        empty = parameter.default is inspect.Parameter.empty
+        found.append((name, kind, "needed" if empty else repr(parameter.default)))
+    return tuple(found)
+
+
+def _example(function: Callable[..., Any]) -> Any:
+    """Build a recipe with its defaults, to ask it what it needs; None where that fails."""
+    from foible.attacks import pgd
+    from foible.explain import saliency
+    from foible.parts.threats import Linf
+
+    stock: dict[str, Callable[[], Any]] = {
+        "threat": lambda: Linf(0.1),
+        "attack": lambda: pgd(Linf(0.1)),
+        "explainer": saliency,
+        "eps": lambda: [0.1],
+    }
+    parameters = inspect.signature(function).parameters.values()
+    needed = [p.name for p in parameters if p.default is inspect.Parameter.empty]
+    if not set(needed) <= set(stock):
+        return None
+    return function(**{name: stock[name]() for name in needed})
+
+
+def _access(example: Any) -> str:
+    for thing in (example, getattr(example, "attack", None), getattr(example, "explainer", None)):
+        access = getattr(thing, "access", None)
+        if access is not None:
+            return str(access.name).lower()
+    return ""

@@ -1,0 +1,313 @@
+"""Cells: one measurement each, independent of the others but for what `after` names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foible import attacks
+from foible.audit.planning import Plan
+from foible.core.errors import InputError
+from foible.models import TorchModel
+from foible.parts import threats
+from foible.parts.statistics import mean_interval, wilson
+
+BALLS: dict[str, Callable[[float], threats.Ball]] = {
+    "linf": threats.Linf,
+    "l2": threats.L2,
+    "l1": threats.L1,
+    "l0": threats.L0,
+}
+TITLES = {
+    "random_noise": "Random noise of the same size",
+    "fgsm": "FGSM, one step",
+    "r_fgsm": "R+FGSM, random step and gradient step",
+    "smoothgrad_attack": "One step along SmoothGrad",
+    "mim": "MIM, momentum",
+    "bim": "BIM, iterated FGSM",
+    "least_likely": "Least-likely class, iterated",
+    "pgd": "PGD",
+}
+
+
+@dataclass
+class Measured:
+    """What a cell measured; None is "not measured", never zero."""
+
+    value: float | None
+    n: int
+    interval: Any = None
+    forwards: int = 0
+    backwards: int = 0
+    status: str = "ok"
+    detail: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Context:
+    """What a cell may read: the model, the data, the plan, and finished cells of this model."""
+
+    model: TorchModel
+    x: Tensor
+    y: Tensor
+    plan: Plan
+    was_training: bool
+    result: Callable[[str], tuple[dict[str, Any], dict[str, Tensor]] | None]
+
+    @property
+    def seed(self) -> int:
+        """The plan's seed."""
+        return self.plan.seed
+
+    def ball(self, norm: str, eps: float | None = None) -> threats.Ball:
+        """Return the threat of a norm at its planned or the given eps."""
+        if norm not in BALLS:
+            raise InputError(f"no norm is called {norm!r}: choose {', '.join(BALLS)}")
+        size = self.plan.radius(norm, self.x[0].numel()) if eps is None else eps
+        return BALLS[norm](size)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A kind, a name, the spec that with the model and data fixes its numbers, and its work.
+
+    after: names of cells whose results it reads. cost: seconds on the bundled models, a guess
+    that only the progress bar uses.
+    """
+
+    kind: str
+    name: str
+    part: Mapping[str, Any]
+    work: Callable[[Context], Measured]
+    after: tuple[str, ...] = ()
+    cost: float = 1.0
+
+
+def accuracy(hits: Tensor) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the rate of a (B,) bool and its interval."""
+    n = len(hits)
+    return (float(hits.double().mean()) if n else None), wilson(int(hits.sum()), n)
+
+
+def clean(context: Context) -> Measured:
+    """Measure accuracy and confidence on the inputs as they are."""
+    held, x, y = context.model, context.x, context.y
+    with held.session(context.seed), torch.no_grad():
+        scores = torch.cat([held.scores(part) for part in x.split(held.chunk(x))])
+    hits = scores.argmax(1) == y
+    value, interval = accuracy(hits)
+    per_class = [
+        float(hits[y == c].double().mean()) if bool((y == c).any()) else None
+        for c in range(scores.shape[1])
+    ]
+    detail = {"per_class": per_class, "confidence": float(scores.softmax(1).amax(1).mean())}
+    return Measured(value, len(x), interval, len(x), 0, "ok", detail, {"scores": scores, "y": y})
+
+
+@dataclass(frozen=True)
+class AttackWork:
+    """Run one attack of the plan on all samples."""
+
+    table: Mapping[str, Any]
+
+    def build(self, context: Context) -> attacks.Attack:
+        """Return the attack that the table describes."""
+        options = {
+            k: v for k, v in self.table.items() if k not in ("name", "recipe", "norm", "eps")
+        }
+        threat = context.ball(self.table["norm"], self.table.get("eps"))
+        try:
+            made: attacks.Attack = getattr(attacks, self.table["recipe"])(threat, **options)
+        except TypeError as error:
+            raise InputError(
+                f"the attack {self.table['name']!r} has an option that {self.table['recipe']} "
+                f"does not know: {error}"
+            ) from error
+        return made
+
+    def __call__(self, context: Context) -> Measured:
+        """Attack, and count errors over all samples."""
+        attack = self.build(context)
+        result = attack(context.model, context.x, context.y, seed=context.seed)
+        value, interval = accuracy(~result.success)
+        chosen = result.attacked
+        fell = result.success[chosen]
+        rate, rate_interval = accuracy(fell)
+        distances = result.distance[result.success & chosen]
+        eps = getattr(attack.threat, "eps", None)
+        recipe = str(self.table["recipe"])
+        detail = {
+            "norm": self.table["norm"],
+            "eps": eps,
+            "stop": attack.stop,
+            "steps": attack.search.steps,
+            "title": self.table.get("title") or _title(recipe, self.table),
+            "success_rate": rate,
+            "success_n": len(fell),
+            "success_interval": rate_interval,
+            "median_distance": float(distances.median()) if len(distances) else None,
+            "statuses": {s: result.status.count(s) for s in ("wrong", "fooled", "survived")},
+            "control": recipe == "random_noise",
+        }
+        tensors = {
+            "x": result.x, "success": result.success, "distance": result.distance,
+            "label": result.label,
+        }  # fmt: skip
+        return Measured(
+            value, len(result.x), interval, int(result.forwards.sum()),
+            int(result.backwards.sum()), "ok", detail, tensors,
+        )  # fmt: skip
+
+
+def _title(recipe: str, table: Mapping[str, Any]) -> str:
+    title = TITLES.get(recipe, recipe)
+    if "objective" in table:
+        title += f" on the {str(table['objective']).replace('_', '-')}"
+    if "steps" in table:
+        title += f", {table['steps']} steps"
+    return title
+
+
+@dataclass(frozen=True)
+class CurveWork:
+    """Measure accuracy against eps in one norm, and the random control beside it."""
+
+    norm: str
+    steps: int = 40
+
+    def __call__(self, context: Context) -> Measured:
+        """Bisect each sample on a grid of eight eps up to the planned one and a half."""
+        top = context.plan.radius(self.norm, context.x[0].numel())
+        eps = [float(f"{top * (i + 1) * 0.1875:.6g}") for i in range(8)]
+        attack = attacks.pgd(
+            context.ball(self.norm, eps[-1]), self.steps, objective="margin", stop="success"
+        )
+        found = attacks.curve(attack, eps)(context.model, context.x, context.y, seed=context.seed)
+        smallest, n = found.smallest, len(found.smallest)
+        forwards, backwards = int(found.forwards.sum()), int(found.backwards.sum())
+        rates, low, high, control = [], [], [], []
+        for e in eps:
+            rate, interval = accuracy(smallest > e)
+            rates.append(rate)
+            low.append(interval[0] if interval else None)
+            high.append(interval[1] if interval else None)
+            noise = attacks.random_noise(context.ball(self.norm, e))
+            random = noise(context.model, context.x, context.y, seed=context.seed)
+            control.append(random.robust_accuracy)
+            forwards += int(random.forwards.sum())
+        detail = {
+            "norm": self.norm, "eps": eps, "accuracy": rates, "low": low, "high": high,
+            "random": control,
+            "attack": f"PGD on the margin, {self.steps} steps, smallest eps a sample by bisection",
+        }  # fmt: skip
+        at = [e for e, rate in zip(eps, rates, strict=True) if rate is not None and rate < 0.5]
+        return Measured(
+            at[0] if at else None, n, None, forwards, backwards, "ok", detail,
+            {"smallest": smallest},
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StabilityWork:
+    """Compare an explainer's maps before and after an attack, beside noise of the same size."""
+
+    explainer: str
+    samples: int = 200
+
+    def __call__(self, context: Context) -> Measured:
+        """Explain the true label at x, at the attack's x and at a noisy x."""
+        from foible import explain
+
+        found = context.result("pgd-linf")
+        if found is None:
+            return Measured(None, 0, status="not measured", detail={"explainer": self.explainer})
+        explainer = getattr(explain, self.explainer)()
+        right = (found[1]["success"].to(context.y.device) & (found[1]["distance"] > 0)).nonzero()
+        chosen = right.squeeze(1)[: self.samples]
+        x, y, x_adv = context.x[chosen], context.y[chosen], found[1]["x"][chosen]
+        n, k = len(chosen), min(100, max(1, context.x[0].numel() // 5))
+        title = self.explainer.replace("_", " ").replace(" x ", " × ").capitalize()
+        detail: dict[str, Any] = {
+            "explainer": self.explainer, "title": title.replace("Smoothgrad", "SmoothGrad"),
+            "k": k, "eps": found[0]["detail"]["eps"],
+        }  # fmt: skip
+        if n == 0:
+            return Measured(None, 0, status="not measured", detail=detail)
+        noisy = noise_points(context, x)
+        attacked = explain.stability(explainer, context.model, (x, x_adv), y, k)
+        random = explain.stability(explainer, context.model, (x, noisy), y, k)
+        for figure in ("topk", "rank"):
+            detail[figure] = {
+                "attack": mean_interval(attacked[figure]), "noise": mean_interval(random[figure]),
+            }  # fmt: skip
+        detail["residual"] = None
+        calls = 4 * n * int(getattr(explainer, "steps", getattr(explainer, "samples", 1)))
+        if explainer.additive:
+            maps = explainer(context.model, x, y)
+            residual = explain.completeness(explainer, context.model, x, y, maps)
+            detail["residual"] = {
+                "median": float(residual.median()), "worst": float(residual.max()),
+            }  # fmt: skip
+            calls += calls // 4
+        mean = detail["topk"]["attack"]
+        return Measured(mean[0], n, mean[1:], calls, calls, "ok", detail)
+
+
+def noise_points(context: Context, x: Tensor) -> Tensor:
+    """Return x moved by random signs of the planned Linf size, inside the box."""
+    from foible.core.randomness import Rng
+
+    index = torch.arange(len(x), device=x.device)
+    signs = Rng(context.seed).split(11).at(index).normal(tuple(x.shape[1:]), x.dtype).sign()
+    low, high = context.model.bounds
+    return (x + context.plan.radius("linf", x[0].numel()) * signs).clamp(low, high)
+
+
+@dataclass(frozen=True)
+class StripsWork:
+    """Pick examples and their maps for the report."""
+
+    rows: int = 8
+
+    def __call__(self, context: Context) -> Measured:
+        """Take the first fooled sample of each class, then any, and explain both versions."""
+        from foible import explain
+
+        found = context.result("pgd-linf")
+        if found is None:
+            return Measured(None, 0, status="not measured")
+        fooled = (found[1]["success"] & (found[1]["distance"] > 0)).nonzero().squeeze(1).tolist()
+        first: dict[int, int] = {}
+        for i in fooled:
+            first.setdefault(int(context.y[i]), i)
+        rest = [i for i in fooled if i not in first.values()]
+        chosen = (list(first.values()) + rest)[: self.rows]
+        if not chosen:
+            return Measured(None, 0, status="not measured")
+        x, y, x_adv = context.x[chosen], context.y[chosen], found[1]["x"][chosen]
+        explainer = explain.smoothgrad()
+        with context.model.session(context.seed), torch.no_grad():
+            p_clean = context.model.scores(x).softmax(1)
+            p_adv = context.model.scores(x_adv).softmax(1)
+        rows = [
+            {
+                "id": i, "true": int(y[r]),
+                "label_clean": int(p_clean[r].argmax()),
+                "confidence_clean": float(p_clean[r].max()),
+                "label_adv": int(p_adv[r].argmax()), "confidence_adv": float(p_adv[r].max()),
+            }
+            for r, i in enumerate(chosen)
+        ]  # fmt: skip
+        maps = [explainer(context.model, at, y, seed=context.seed) for at in (x, x_adv)]
+        detail = {"attack": found[0]["detail"]["title"], "eps": found[0]["detail"]["eps"],
+                  "explainer": "SmoothGrad", "rows": rows}  # fmt: skip
+        tensors = {
+            "clean": x, "adversarial": x_adv, "clean_map": maps[0], "adversarial_map": maps[1],
+        }  # fmt: skip
+        calls = 2 * len(chosen) * explainer.samples
+        return Measured(None, len(chosen), None, calls, calls, "ok", detail, tensors)

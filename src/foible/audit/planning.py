@@ -1,0 +1,191 @@
+"""The plan of an audit: which attacks, explanations, checks and thresholds; as TOML, too."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from foible.core.errors import InputError
+
+PRESETS = ("quick", "full")
+EXPLAINERS = ("saliency", "gradient_x_input", "smoothgrad", "integrated_gradients")
+DEFAULT_EPS = 0.1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an audit does, as plain values.
+
+    name: the preset it came from. eps: the Linf radius, in units of the input; L2 and L1 follow
+    from it (`radius`) unless an attack sets its own. samples: at most this many of the data.
+    attacks: tables {name, recipe, norm, eps?, ...options of the recipe}. curves: norms.
+    explanations: names of explainers. thesis, checks: whether these pages are made.
+    thresholds: tables {what: "accuracy" | "robust", norm?, at_least}.
+    """
+
+    name: str = "quick"
+    eps: float = DEFAULT_EPS
+    seed: int = 0
+    samples: int = 1000
+    attacks: tuple[Mapping[str, Any], ...] = ()
+    curves: tuple[str, ...] = ("linf", "l2")
+    explanations: tuple[str, ...] = EXPLAINERS
+    thesis: bool = True
+    checks: bool = True
+    thresholds: tuple[Mapping[str, Any], ...] = ()
+
+    @staticmethod
+    def preset(
+        name: str = "quick",
+        *,
+        eps: float | None = None,
+        seed: int = 0,
+        samples: int | None = None,
+    ) -> Plan:
+        """Return a named plan: "quick" (at most 3 minutes on the bundled models) or "full".
+
+        >>> Plan.preset("quick", eps=8 / 255).attacks[0]["name"]
+        'random-linf'
+        """
+        if name not in PRESETS:
+            raise InputError(f"no preset is called {name!r}: choose {' or '.join(PRESETS)}")
+        full = name == "full"
+        attacks: list[dict[str, Any]] = [
+            {"name": "random-linf", "recipe": "random_noise", "norm": "linf", "points": 1},
+            {"name": "fgsm-linf", "recipe": "fgsm", "norm": "linf"},
+            {"name": "r_fgsm-linf", "recipe": "r_fgsm", "norm": "linf"},
+            {"name": "smoothgrad-linf", "recipe": "smoothgrad_attack", "norm": "linf"},
+            {"name": "mim-linf", "recipe": "mim", "norm": "linf"},
+            {"name": "pgd-linf", "recipe": "pgd", "norm": "linf", "steps": 40},
+            _margin("linf", full),
+            {"name": "random-l2", "recipe": "random_noise", "norm": "l2", "points": 1},
+            _margin("l2", full),
+            _margin("l1", full),
+        ]
+        if full:
+            attacks += [
+                {"name": "bim-linf", "recipe": "bim", "norm": "linf"},
+                {"name": "least_likely-linf", "recipe": "least_likely", "norm": "linf"},
+                {"name": "pgd-dlr-linf", "recipe": "pgd", "norm": "linf", "steps": 100,
+                 "objective": "dlr", "stop": "success"},
+                {"name": "fgsm-l2", "recipe": "fgsm", "norm": "l2"},
+            ]  # fmt: skip
+        thresholds = (
+            {"what": "accuracy", "at_least": 0.8},
+            {"what": "robust", "norm": "linf", "at_least": 0.5},
+        )
+        return Plan(
+            name,
+            DEFAULT_EPS if eps is None else _positive(eps),
+            seed,
+            (10_000 if full else 1000) if samples is None else samples,
+            tuple(attacks),
+            ("linf", "l2", "l1") if full else ("linf", "l2"),
+            thresholds=thresholds,
+        )
+
+    def radius(self, norm: str, features: int) -> float:
+        """Return the eps of a norm for inputs of so many features.
+
+        L2 and L1 default to what makes them about as strong as Linf: 0.36 eps sqrt(d) and
+        0.13 eps d, to two digits (for eps 0.1 on 784 pixels: 1.0 and 10). Set eps in an attack's
+        table to choose otherwise.
+        """
+        if norm == "linf":
+            return self.eps
+        size = {"l2": 0.36 * math.sqrt(features), "l1": 0.13 * features}.get(norm)
+        if size is None:
+            raise InputError(f"no default eps for norm {norm!r}: set eps in the attack's table")
+        return float(f"{self.eps * size:.2g}")
+
+    def to_toml(
+        self, models: Sequence[Mapping[str, Any]], data: Mapping[str, Any], out: str
+    ) -> str:
+        """Write the plan with its models and data as a TOML file that `from_toml` reads."""
+        lines = ["# A plan for `foible audit --plan`: every line may be changed.", ""]
+        lines += _table({"out": out, "preset": self.name, "eps": self.eps, "seed": self.seed,
+                         "samples": self.samples, "curves": list(self.curves),
+                         "explanations": list(self.explanations), "thesis": self.thesis,
+                         "checks": self.checks})  # fmt: skip
+        lines += ["", "[data]", *_table(data)]
+        for name, tables in (
+            ("models", models), ("attacks", self.attacks), ("thresholds", self.thresholds),
+        ):  # fmt: skip
+            for table in tables:
+                lines += ["", f"[[{name}]]", *_table(table)]
+        return "\n".join(lines) + "\n"
+
+    @staticmethod
+    def from_toml(text: str) -> tuple[Plan, dict[str, Any]]:
+        """Read a plan; returns it and the file's other tables: models, data, out.
+
+        Raises InputError for a file that is not TOML or holds keys that no plan has.
+        """
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"the plan is not valid TOML: {error}") from error
+        rest: dict[str, Any] = {
+            key: table.pop(key) for key in ("models", "data", "out") if key in table
+        }
+        name = table.pop("preset", "quick")
+        plan = Plan.preset(name)
+        known = {"eps", "seed", "samples", "attacks", "curves", "explanations", "thesis", "checks",
+                 "thresholds"}  # fmt: skip
+        unknown = sorted(set(table) - known)
+        if unknown:
+            raise InputError(
+                f"the plan holds {', '.join(unknown)}, which no plan has: it knows "
+                f"{', '.join(sorted(known | {'preset', 'out', 'models', 'data'}))}"
+            )
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in table.items()
+        }
+        plan = replace(plan, **values)
+        plan.validate()
+        return plan, rest
+
+    def validate(self) -> None:
+        """Raise InputError for names that do not exist and values that cannot be."""
+        from foible import attacks
+
+        _positive(self.eps)
+        for norm in self.curves:
+            if norm not in ("linf", "l2", "l1"):
+                raise InputError(f"no curve for norm {norm!r}: choose linf, l2, l1")
+        for explainer in self.explanations:
+            if explainer not in EXPLAINERS:
+                raise InputError(
+                    f"no stability page for {explainer!r}: choose {', '.join(EXPLAINERS)}"
+                )
+        seen: set[str] = set()
+        for table in self.attacks:
+            missing = {"name", "recipe", "norm"} - set(table)
+            if missing:
+                raise InputError(f"the attack {dict(table)} lacks {', '.join(sorted(missing))}")
+            if table["name"] in seen:
+                raise InputError(f"two attacks are called {table['name']!r}: names must differ")
+            seen.add(table["name"])
+            if table["recipe"] not in attacks.__all__:
+                raise InputError(f"no attack is called {table['recipe']!r}: see `foible list`")
+
+
+def _margin(norm: str, full: bool) -> dict[str, Any]:
+    return {"name": f"pgd-margin-{norm}", "recipe": "pgd", "norm": norm,
+            "steps": 100 if full else 40, "restarts": 5 if full else 1, "objective": "margin",
+            "stop": "success"}  # fmt: skip
+
+
+def _positive(eps: float) -> float:
+    if not (math.isfinite(eps) and eps > 0):
+        raise InputError(f"eps is {eps}: give a positive number in the units of the input")
+    return float(eps)
+
+
+def _table(table: Mapping[str, Any]) -> list[str]:
+    # JSON's strings, numbers, booleans and flat lists are TOML's.
+    return [f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None]
