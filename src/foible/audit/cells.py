@@ -50,7 +50,10 @@ class Measured:
 
 @dataclass
 class Context:
-    """What a cell may read: the model, the data, the plan, and finished cells of this model."""
+    """What a cell may read: the model, the data, the plan, and finished cells of this model.
+
+    spent: forwards and backwards of work that has no result of its own to count them.
+    """
 
     model: TorchModel
     x: Tensor
@@ -58,6 +61,13 @@ class Context:
     plan: Plan
     was_training: bool
     result: Callable[[str], tuple[dict[str, Any], dict[str, Tensor]] | None]
+
+    spent: list[int] = field(default_factory=lambda: [0, 0])
+
+    def spend(self, forwards: int, backwards: int = 0) -> None:
+        """Add to the cell's cost."""
+        self.spent[0] += forwards
+        self.spent[1] += backwards
 
     @property
     def seed(self) -> int:

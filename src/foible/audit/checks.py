@@ -44,13 +44,15 @@ class Check:
         passed, value, measured, expected = self.work(context)
         status = "not measured" if passed is None else "ok" if passed else "failed"
         detail = {**self.says, "measured": measured, "expected": expected}
-        return Measured(value, len(context.x), status=status, detail=detail)
+        forwards, backwards = context.spent
+        return Measured(value, len(context.x), None, forwards, backwards, status, detail)
 
 
 Verdict = tuple[bool | None, float | None, str, str]
 
 
 def _scores(context: Context, n: int) -> Tensor:
+    context.spend(len(context.x[:n]))
     with context.model.session(context.seed), torch.no_grad():
         return context.model.scores(context.x[:n])
 
@@ -103,6 +105,7 @@ def deterministic(context: Context) -> Verdict:
     held, x = context.model, context.x[:64]
     with held.session(context.seed), torch.no_grad():
         first, second = held.scores(x), held.scores(x)
+    context.spend(2 * len(x))
     gap = float((first - second).abs().max())
     scale = float(first.abs().max().clamp_min(1e-12))
     return gap <= 1e-5 * scale, gap, f"largest difference {gap:.3g}", "no difference"
@@ -115,6 +118,7 @@ def _zero_gradients(context: Context, objective: Any) -> float:
     rows = Rows(index, index, x, y)
     with oracle.session(context.seed):
         _, grad = Field(oracle, objective, len(x)).gradient(x, rows)
+    context.spend(len(x), len(x))
     return float((grad.flatten(1).abs().amax(1) == 0).double().mean())
 
 
@@ -154,6 +158,7 @@ def beats_random(context: Context) -> Verdict:
 def _pgd(context: Context, eps: float, steps: int, n: int) -> float:
     attack = attacks.pgd(context.ball("linf", eps), steps, stop="success")
     result = attack(context.model, context.x[:n], context.y[:n], seed=context.seed)
+    context.spend(int(result.forwards.sum()), int(result.backwards.sum()))
     rate = result.robust_accuracy
     assert rate is not None
     return rate
@@ -195,6 +200,7 @@ def verified(context: Context) -> Verdict:
     held, x = context.model, found[1]["x"]
     with held.session(context.seed), torch.no_grad():
         labels = torch.cat([held.scores(part).argmax(1) for part in x.split(37)])
+    context.spend(len(x))
     lost = int((found[1]["success"] & (labels == context.y.cpu())).sum())
     total = int(found[1]["success"].sum())
     return lost <= total // 200, float(lost), f"{lost} of {total} did not hold", "none"

@@ -108,8 +108,8 @@ def run(
     inside the bounds and y (B,) int64. out: the run folder; finished cells found there are not
     run again. plan: what to do, `Plan.preset("quick")` if None. fail_under: whether a missed
     threshold or a failed check makes the exit code 1. about: what the report should call
-    things: "classes" (names), "data", "command". progress: a bar on stderr; None shows it on a
-    terminal.
+    things: "classes" (names), "data", "command", "sources" (of models, by name).
+    progress: a bar on stderr; None shows it on a terminal.
 
     Raises InputError for data that cannot be audited, before any work; LogError for a folder
     that cannot be written. Ctrl-C ends it early: finished cells are kept, `complete` is False.
@@ -262,8 +262,10 @@ def _plan_file(
 ) -> dict[str, Any]:
     digest_, x, about = data
     classes = about.get("classes")
+    sources = about.get("sources") or {}
     models = [
-        {"name": m, "hash": digest(identity, 64), **identity} for m, identity in identities.items()
+        {"name": m, "hash": digest(identity, 64), "source": sources.get(m), **identity}
+        for m, identity in identities.items()
     ]
     bounds = next(iter(identities.values()))["bounds"]
     return {

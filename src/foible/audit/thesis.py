@@ -69,14 +69,27 @@ def predict(context: Context, x: Tensor, y: Tensor) -> Crossing:
     return Crossing(joined[0], joined[1], joined[2], int(oracle.meter.backwards.sum()))
 
 
+def _telling_eps(context: Context, x: Tensor, y: Tensor) -> float:
+    """Return one and a half times the median smallest eps that breaks a sample.
+
+    A step of one size for all models would show nothing on a weak or on a strong one.
+    """
+    low, high = context.model.bounds
+    wide = high - low if high - low < 1e30 else float(x.max() - x.min())
+    grid = [wide * 1.25 ** (i - 31) for i in range(32)]
+    attack = attacks.pgd(Linf(grid[-1]), 10, objective="margin", stop="success")
+    found = attacks.curve(attack, grid)(context.model, x, y, seed=context.seed)
+    context.spend(int(found.forwards.sum()), int(found.backwards.sum()))
+    return float(f"{min(1.5 * float(found.smallest.median()), wide):.2g}")
+
+
 def follow(context: Context, n: int = 250) -> Measured:
-    """Push and delete along each map, at twice the median distance that the maps predict."""
+    """Push and delete along each map, at a size that breaks most samples."""
     chosen = correct(context, n)
     x, y = context.x[chosen], context.y[chosen]
     if len(chosen) == 0:
         return Measured(None, 0, status="not measured")
-    median = float(predict(context, x[:100], y[:100]).distance.median())
-    eps = float(f"{max(2 * median, 1e-6):.1g}")
+    eps = _telling_eps(context, x[:64], y[:64])
     ball = Linf(eps)
     named: list[tuple[str, attacks.Attack]] = [
         ("random signs", attacks.random_noise(ball)),
@@ -86,16 +99,16 @@ def follow(context: Context, n: int = 250) -> Measured:
         ("SmoothGrad", attacks.fgsm(ball, explain.smoothgrad(25))),
         ("PGD", attacks.pgd(ball, 40, stop="success")),
     ]
-    rows, forwards, backwards = [], 0, 0
+    rows = []
     for name, attack in named:
         result = attack(context.model, x, y, seed=context.seed)
         rate, interval = accuracy(~result.success)
         low, high = interval if interval else (None, None)
         rows.append({"direction": name, "accuracy": rate, "low": low, "high": high})
-        forwards += int(result.forwards.sum())
-        backwards += int(result.backwards.sum())
+        context.spend(int(result.forwards.sum()), int(result.backwards.sum()))
     detail: dict[str, Any] = {"verb": "push", "eps": eps, "rows": rows}
     detail["delete"] = _delete(context, x, y)
+    forwards, backwards = context.spent
     return Measured(eps, len(x), None, forwards, backwards, "ok", detail)
 
 
@@ -112,6 +125,7 @@ def _delete(context: Context, x: Tensor, y: Tensor) -> dict[str, Any]:
     for name, explainer in maps:
         attack = attacks.ig_deletion(explainer, baseline=_baseline(context), most=most)
         result = attack(context.model, x, y, seed=context.seed)
+        context.spend(int(result.forwards.sum()), int(result.backwards.sum()))
         size = torch.where(result.success, result.distance, float("inf"))
         rows.append(
             {"direction": name, "accuracy": [float((size > k).double().mean()) for k in grid]}
@@ -132,7 +146,7 @@ def distance(context: Context, n: int = 300) -> Measured:
         return Measured(None, 0, status="not measured")
     crossing = predict(context, x, y)
     top = float(crossing.distance.quantile(0.9)) * 4
-    grid = [top * 1.1 ** (i - 47) for i in range(48)]
+    grid = [top * 1.12 ** (i - 62) for i in range(63)]
     attack = attacks.pgd(Linf(grid[-1]), 20, objective="margin", stop="success")
     found = attacks.curve(attack, grid)(context.model, x, y, seed=context.seed)
     measured = found.smallest

@@ -31,6 +31,7 @@ class Verdict:
     at_least: float
     value: float | None
     state: str
+    size: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -145,15 +146,31 @@ def thresholds(run: Run) -> list[Verdict]:
         least = real(wanted.get("at_least"))
         if least is None:
             continue
-        name = str(wanted.get("cell") or ("clean" if wanted.get("what") == "accuracy" else ""))
         for model in run.models:
             if wanted.get("model") not in (None, model):
                 continue
-            cell = run.cell(model, name)
-            value = None if cell is None else cell.value
+            name, value, size = _judged(run, model, wanted)
             state = "not measured" if value is None else "met" if value >= least else "missed"
-            out.append(Verdict(model, str(wanted.get("what")), name, least, value, state))
+            out.append(Verdict(model, str(wanted.get("what")), name, least, value, state, size))
     return out
+
+
+def _judged(
+    run: Run, model: str, wanted: dict[str, Any]
+) -> tuple[str, float | None, tuple[str, float] | None]:
+    """What a threshold speaks of, its value, and for a worst case its (norm, eps).
+
+    A threshold on a norm is judged on the worst case over all attacks in it, one on a cell on
+    that cell alone.
+    """
+    if wanted.get("cell") is None and wanted.get("norm") is not None:
+        norm = str(wanted["norm"])
+        size = next((s for s in sizes(run, model) if s[0] == norm), None)
+        value = None if size is None else worst_case(run, model, *size)[0]
+        return f"worst case, {NORMS.get(norm, norm)}", value, size
+    name = str(wanted.get("cell") or ("clean" if wanted.get("what") == "accuracy" else ""))
+    cell = run.cell(model, name)
+    return name, None if cell is None else cell.value, None
 
 
 def failed_checks(run: Run, model: str, names: Iterable[str] | None = None) -> list[Cell]:
@@ -201,11 +218,13 @@ def _worst_tile(run: Run, model: str, norm: str, eps: float, verdicts: list[Verd
     value, n, used = worst_case(run, model, norm, eps)
     absent = _absent_attacks(run, model, norm)
     names = {*absent, *(c.name for c in used)}
-    # A threshold names an attack: it belongs to the tile of that attack's norm and size.
+    # A threshold belongs to the tile of its own norm and size, or of those of its attack.
     mine = []
     for verdict in verdicts:
         cell = run.cell(model, verdict.cell)
-        if cell is None:
+        if verdict.size is not None:
+            belongs = verdict.size == (norm, eps)
+        elif cell is None:
             belongs = verdict.cell in absent
         else:
             belongs = (cell.detail.get("norm"), real(cell.detail.get("eps"))) == (norm, eps)
