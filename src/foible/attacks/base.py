@@ -258,7 +258,7 @@ def check_batch(x: Any, y: Any, target: Any, bounds: tuple[float, float]) -> Non
             )
         if int(labels.min()) < 0:
             raise InputError(f"{name} holds {int(labels.min())}: classes are counted from 0")
-    low, high = float(x.min()), float(x.max())
+    low, high = float(x.detach().min()), float(x.detach().max())
     slack = 1e-7 * Box(*bounds).width  # what a threat's own judge allows
     if low < bounds[0] - slack or high > bounds[1] + slack:
         raise InputError(

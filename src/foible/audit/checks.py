@@ -80,14 +80,18 @@ def logits(context: Context) -> Verdict:
 
 
 def above_chance(context: Context) -> Verdict:
-    """Fail where accuracy is at chance, as with a forgotten normalisation."""
+    """Fail where accuracy is at chance, as with a forgotten normalisation.
+
+    The mean over classes is judged: one answer for all inputs is right on the largest class.
+    """
     found = context.result("clean")
     if found is None or found[0]["value"] is None:
         return None, None, "no clean accuracy", "above chance"
-    classes = found[1]["scores"].shape[1]
-    value = float(found[0]["value"])
-    bar = 1 / classes + 3 * (1 / classes * (1 - 1 / classes) / len(context.x)) ** 0.5
-    return value > bar, value, f"accuracy {value:.3f}", f"above chance, {bar:.3f}"
+    rates = [float(rate) for rate in found[0]["detail"]["per_class"] if rate is not None]
+    value, chance = sum(rates) / len(rates), 1 / len(rates)
+    bar = chance + 3 * (chance * (1 - chance) / len(context.x)) ** 0.5
+    measured = f"accuracy {found[0]['value']:.3f}, mean over classes {value:.3f}"
+    return value > bar, value, measured, f"above chance, {bar:.3f}"
 
 
 def in_range(context: Context) -> Verdict:

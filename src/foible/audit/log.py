@@ -37,15 +37,21 @@ class Log:
             (folder / "tensors").mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab+")  # noqa: SIM115  # held open for the whole audit
         except OSError as error:
-            raise _explain(error, folder, 0) from error
+            raise _explain(error, folder) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._file.close()
+            self._read()
+        except BlockingIOError as error:
+            self.close()
             raise LogError(
                 f"another audit is writing to {folder}: wait for it, or choose another --out"
             ) from error
-        self._read()
+        except OSError as error:
+            self.close()
+            raise _explain(error, folder) from error
+        except LogError:
+            self.close()  # a damaged log is not held against the one who repairs it
+            raise
 
     def _read(self) -> None:
         self._file.seek(0)
@@ -147,7 +153,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.replace(draft, path)
     except OSError as error:
         draft.unlink(missing_ok=True)
-        raise _explain(error, path.parent, 0) from error
+        raise _explain(error, path.parent) from error
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
@@ -173,8 +179,9 @@ def _plain(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-def _explain(error: OSError, folder: Path, finished: int) -> LogError:
-    kept = f"; the {finished} finished cells are kept, and the same command goes on from there"
+def _explain(error: OSError, folder: Path, finished: int | None = None) -> LogError:
+    count = "" if finished is None else f"{finished} "
+    kept = f"; the {count}finished cells are kept, and the same command goes on from there"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return LogError(f"the disk of {folder} is full: free some space{kept}")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,8 @@ from foible.core.errors import InputError
 PRESETS = ("quick", "full")
 EXPLAINERS = ("saliency", "gradient_x_input", "smoothgrad", "integrated_gradients")
 DEFAULT_EPS = 0.1
+NORMS = ("linf", "l2", "l1", "l0")
+RESERVED = re.compile(r"clean$|strips$|(curve|thesis|stability|check)-")
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,8 @@ class Plan:
                          "samples": self.samples, "curves": list(self.curves),
                          "explanations": list(self.explanations), "thesis": self.thesis,
                          "checks": self.checks})  # fmt: skip
+        # Without a table the preset's would be read.
+        lines += [f"{k} = []" for k in ("attacks", "thresholds") if not getattr(self, k)]
         lines += ["", "[data]", *_table(data)]
         for name, tables in (
             ("models", models), ("attacks", self.attacks), ("thresholds", self.thresholds),
@@ -154,6 +159,7 @@ class Plan:
         from foible import attacks
 
         _positive(self.eps)
+        self._validate_kinds()
         for norm in self.curves:
             if norm not in ("linf", "l2", "l1"):
                 raise InputError(f"no curve for norm {norm!r}: choose linf, l2, l1")
@@ -167,11 +173,43 @@ class Plan:
             missing = {"name", "recipe", "norm"} - set(table)
             if missing:
                 raise InputError(f"the attack {dict(table)} lacks {', '.join(sorted(missing))}")
+            if RESERVED.match(str(table["name"])):
+                raise InputError(
+                    f"an attack is called {table['name']!r}, which is another cell's name: name it "
+                    f"otherwise, for example {table['recipe']}-{table['norm']}"
+                )
+            if table["norm"] not in NORMS:
+                raise InputError(f"no norm is called {table['norm']!r}: choose {', '.join(NORMS)}")
+            if "eps" in table:
+                _positive(table["eps"])
             if table["name"] in seen:
                 raise InputError(f"two attacks are called {table['name']!r}: names must differ")
             seen.add(table["name"])
             if table["recipe"] not in attacks.__all__:
                 raise InputError(f"no attack is called {table['recipe']!r}: see `foible list`")
+
+    def _validate_kinds(self) -> None:
+        for name, least in (("seed", None), ("samples", 2)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise InputError(f"{name} is {value!r}: give a whole number")
+            if least is not None and value < least:
+                raise InputError(f"{name} is {value}: at least {least}, so that two classes fit")
+        for name in ("curves", "explanations", "attacks", "thresholds"):
+            value = getattr(self, name)
+            kind = str if name in ("curves", "explanations") else Mapping
+            if not isinstance(value, tuple | list) or not all(isinstance(v, kind) for v in value):
+                what = "names" if kind is str else "tables"
+                raise InputError(f"{name} is {value!r}: give a list of {what}")
+        for table in self.thresholds:
+            unknown = sorted(set(table) - {"what", "norm", "cell", "model", "at_least"})
+            least = table.get("at_least")
+            if unknown or not isinstance(least, int | float) or isinstance(least, bool):
+                raise InputError(
+                    f"the threshold {dict(table)} cannot be judged: it needs what, norm or cell, "
+                    'and a number at_least, e.g. {what = "robust", norm = "linf", '
+                    "at_least = 0.5}"
+                )
 
 
 def _margin(norm: str, full: bool) -> dict[str, Any]:
@@ -180,12 +218,20 @@ def _margin(norm: str, full: bool) -> dict[str, Any]:
             "stop": "success"}  # fmt: skip
 
 
-def _positive(eps: float) -> float:
-    if not (math.isfinite(eps) and eps > 0):
-        raise InputError(f"eps is {eps}: give a positive number in the units of the input")
+def _positive(eps: Any) -> float:
+    if not isinstance(eps, int | float) or not (math.isfinite(eps) and eps > 0):
+        raise InputError(f"eps is {eps!r}: give a positive number in the units of the input")
     return float(eps)
 
 
 def _table(table: Mapping[str, Any]) -> list[str]:
-    # JSON's strings, numbers, booleans and flat lists are TOML's.
-    return [f"{key} = {json.dumps(value)}" for key, value in table.items() if value is not None]
+    return [f"{key} = {_toml(value)}" for key, value in table.items() if value is not None]
+
+
+def _toml(value: Any) -> str:
+    """JSON's strings, booleans and finite numbers are TOML's; an escaped surrogate is not."""
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # inf, -inf, nan
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import foible
-from foible.attacks.base import check_batch
+from foible.attacks.base import check_batch, check_labels
 from foible.audit import cells as work
 from foible.audit import thesis
 from foible.audit.bar import Bar
@@ -23,7 +23,10 @@ from foible.audit.cells import Cell, Context, Measured
 from foible.audit.checks import CHECKS
 from foible.audit.log import SCHEMA, Log, write_atomically
 from foible.audit.planning import Plan
+from foible.core.access import Access
 from foible.core.errors import FoibleError, InputError
+from foible.core.oracle import Oracle
+from foible.core.rows import Rows
 from foible.core.spec import digest
 from foible.models import TorchModel, as_model
 
@@ -126,6 +129,7 @@ def run(
     plan.validate()
     models = _models(model)
     x, y = _subset(*_checked(data, models), plan)
+    _fitting(models, x, y)
     folder = Path(out)
     data_hash = _hash(x, y)
     cells = plan_cells(plan)
@@ -235,6 +239,17 @@ def _checked(data: Any, models: Mapping[str, TorchModel]) -> tuple[Tensor, Tenso
     return x.detach(), y.detach().long()
 
 
+def _fitting(models: Mapping[str, TorchModel], x: Tensor, y: Tensor) -> None:
+    """Try one sample on each model, and its classes on the labels: the first model calls."""
+    index = torch.arange(len(x), device=x.device)
+    rows = Rows(index, index, x, y)
+    for held in models.values():
+        oracle = Oracle(held, len(x), Access.SCORES)
+        with oracle.session(), torch.no_grad():
+            oracle.scores(x[:1], rows.take(index[:1]))
+        check_labels(rows, oracle.classes)
+
+
 def _subset(x: Tensor, y: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     if len(x) <= plan.samples:
         return x, y
@@ -320,7 +335,11 @@ def _report(
     ]
     passed = complete and not failed and all(v.state == "met" for v in verdicts)
     code = 3 if not complete else 1 if fail_under and not passed else 0
-    lines = [log.lines[k] for names in found.values() for k in names.values() if k in log.lines]
+    # One key may stand for two models: the same weights under two names.
+    lines = [
+        {**log.lines[key], "model": model}
+        for model, names in found.items() for key in names.values() if key in log.lines
+    ]  # fmt: skip
     return Report(
         folder, lines, passed, code, path, failed, [dict(v.__dict__) for v in verdicts], notes,
         complete,

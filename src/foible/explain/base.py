@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -77,8 +78,10 @@ def _labels(x: Tensor, target: Any) -> Tensor | None:
     """Return the targets (B,) int64, or None for the predicted classes."""
     if target is None:
         return None
-    if isinstance(target, int) and not isinstance(target, bool):
-        target = torch.full((len(x),), target, device=x.device)
+    if isinstance(target, Integral) and not isinstance(target, bool):
+        target = torch.tensor(int(target), device=x.device)
+    if isinstance(target, Tensor) and target.dim() == 0:
+        target = target.expand(len(x))
     if not isinstance(target, Tensor):
         raise KindError(f"target is {type(target).__name__}: pass one int, or an int64 tensor (B,)")
     if target.dtype not in (torch.int64, torch.int32) or target.shape != (len(x),):

@@ -216,16 +216,20 @@ class L1(Ball):
         return self.project(rows, sign * size / total * rows.radius())
 
     def steepest(self, rows: Rows, z: Tensor, grad: Tensor) -> Tensor:
-        """Return a move of unit L1 length along the largest entries that still have room."""
+        """Return a move of unit L1 length along the largest entries that still have room.
+
+        Full entries are pushed as well: the box takes the push away, and without it the shrinking
+        of `project` would empty them a little at every step, to be filled again at the next.
+        """
         low, high = (room.flatten(1) for room in self._room(rows))
         g, flat = grad.flatten(1), z.flatten(1)
         slack = 1e-6 * (self.box.width if self.box is not None else 1.0)
         stuck = ((g > 0) & (flat >= high - slack)) | ((g < 0) & (flat <= low + slack))
-        g = torch.where(stuck, 0.0, g)
         count = max(1, round(self.density * g.shape[1]))
-        size, index = g.abs().topk(count, dim=1)
+        size, index = torch.where(stuck, 0.0, g).abs().topk(count, dim=1)
         share = size / size.sum(1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
-        move = torch.zeros_like(g).scatter_(1, index, share * g.gather(1, index).sign())
+        move = torch.where(stuck, g.sign(), 0.0)
+        move.scatter_add_(1, index, share * g.gather(1, index).sign())
         return move.view_as(grad)
 
     @staticmethod
