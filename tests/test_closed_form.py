@@ -31,6 +31,7 @@ Maker = Callable[[Threat], Attack]
 STEPS = 20
 # (rows, chunk): one row; an uneven last chunk of one; two full chunks and an uneven third.
 BATCHES = [(1, 3), (3, 2), (7, 3)]
+MANY = [(4, True), (4, False), (10, False)]
 FLOAT32 = 3  # the batch of this size is a float32 pass
 
 
@@ -134,9 +135,8 @@ def test_the_box_truly_binds() -> None:
         assert kind.norm == norm
 
 
-@pytest.mark.parametrize("wide", [True, False], ids=["free", "box"])
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("classes", [4, 10])
+@pytest.mark.parametrize(("classes", "wide"), MANY)
 def test_many_classes_on_the_margin(classes: int, norm: str, wide: bool, rows: int) -> None:
     """With a restart a class: every row, clean start."""
     case = linear_case(classes, rows, 40 + rows, wide=wide)
@@ -157,9 +157,8 @@ def test_one_run_on_the_margin(classes: int, norm: str, wide: bool) -> None:
         assert check(make, case, norm, least, nearest, False) >= 25
 
 
-@pytest.mark.parametrize("wide", [True, False], ids=["free", "box"])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-@pytest.mark.parametrize("classes", [4, 10])
+@pytest.mark.parametrize(("classes", "wide"), MANY)
 def test_targeted_at_one_of_many(classes: int, norm: str, wide: bool, rows: int) -> None:
     """Never below the programme's optimum; above it where there is a closed form, in L2 always."""
     case = linear_case(classes, rows, 60 + rows, wide=wide)
@@ -220,3 +219,16 @@ def test_r_fgsm_is_its_formula(alpha: float, rows: int) -> None:
     expected = kept[1:][pick, torch.arange(rows)]
     torch.testing.assert_close(result.x, expected, rtol=0, atol=1e-12)
     assert (pick == 1).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_far_from_the_boundary_from_a_random_start(norm: str) -> None:
+    """Most entries of the optimum are full: a step must not be spent on filling them again."""
+    case = linear_case(2, 40, 1, wide=False)
+    bias = case.bias + torch.tensor([1.0, -1.0], dtype=torch.float64)
+    y = (case.x @ case.weight.T + bias).argmax(1)
+    case = replace(case, bias=bias, y=y, target=1 - y)
+    least = optimum.untargeted(case, norm)
+    assert np.isfinite(least).sum() >= 35
+    make = ascent("margin", 1, 0.25 if norm == "l2" else 2.5 / STEPS, "random")
+    check(make, case, norm, least, np.isfinite(least), False)

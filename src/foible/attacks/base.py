@@ -162,7 +162,7 @@ class Attack:
         if self.reach == "least_likely" and rows.target is None:
             rows = replace(rows, target=clean.argmin(1))
         start = clean.argmax(1)
-        fooled = start != rows.y if rows.target is None else start == rows.target
+        fooled = self.goal(View(oracle, rows, rows.x, scores=clean))
         left = (~fooled).nonzero().squeeze(1)
         tick(int(fooled.sum()))
         chosen = rows.take(left)
@@ -221,6 +221,16 @@ def _agree(held: Tensor, verdict: Tensor, n: int) -> None:
             f"{lost} of {int(held.sum())} successes did not hold in a second forward: the model is "
             "random or depends on its batch. Average it over draws, or make it deterministic"
         )
+
+
+def needs_eps(threat: Threat) -> Threat:
+    """Return the threat; refuse a ball without a radius, which only minimum-norm attacks take."""
+    if getattr(threat, "eps", 0) is None:
+        raise InputError(
+            f"{type(threat).__name__}() has no eps, and a budget attack needs one: "
+            f"e.g. {type(threat).__name__}(0.1)"
+        )
+    return threat
 
 
 def clean_scores(oracle: Oracle, rows: Rows) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 from foible.attacks.base import Attack, check_batch, clean_scores
 from foible.core.errors import InputError
 from foible.core.oracle import Oracle
+from foible.core.problem import View
 from foible.core.rows import Rows
 from foible.core.solver import independent_verdict
 from foible.models import as_model
@@ -69,8 +70,7 @@ class Curve:
         if attack.reach == "least_likely" and rows.target is None:
             rows = replace(rows, target=clean.argmin(1))
         rows = replace(rows, scores=clean)
-        start = clean.argmax(1)
-        wrong = start != rows.y if rows.target is None else start == rows.target
+        wrong = attack.goal(View(oracle, rows, rows.x, scores=clean))
         grid = torch.tensor(self.eps, dtype=torch.float64, device=rows.x.device)
         best = rows.x.clone()
         # Broken at grid[high] (len: at none), unbroken at grid[low] (-1: below the grid).
@@ -114,7 +114,7 @@ def curve(attack: Attack, eps: Sequence[float]) -> Curve:
     True
     """
     grid = tuple(float(e) for e in eps)
-    if not grid or any(a >= b for a, b in pairwise(grid)) or grid[0] <= 0:
+    if not grid or not all(a < b for a, b in pairwise((0.0, *grid))):
         raise InputError(f"eps is {list(eps)}: give a rising list of positive values")
     if not isinstance(attack.threat, Ball):
         raise InputError(f"{attack.name} has no eps to vary: a curve needs a norm ball")

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foible.attacks.base import check_batch
+from foible.attacks.base import check_batch, needs_eps
 from foible.core.access import Access
 from foible.core.errors import InputError
 from foible.core.explainer import Field
@@ -110,4 +110,4 @@ def bend(threat: Threat, explainer: Explanation, steps: int = 100, beta: float =
     with sharpness `beta` is searched, and success is measured on the true net. We maximise the
     cosine of absolute maps inside a ball instead of penalising a squared distance.
     """
-    return Bend(threat, explainer, Ascent(steps, None, 5 / steps), beta)
+    return Bend(needs_eps(threat), explainer, Ascent(steps, None, 5 / steps), beta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from foible.attacks.base import Attack
+from foible.attacks.base import Attack, needs_eps
 from foible.core.errors import InputError
 from foible.core.explainer import Explainer
 from foible.core.problem import Objective
@@ -10,15 +10,6 @@ from foible.core.threat import Threat
 from foible.explain import SmoothGrad
 from foible.parts.objectives import Constant, Margin, objective
 from foible.parts.searches import Ascent, RandomPoints
-
-
-def _needs_eps(threat: Threat) -> Threat:
-    if getattr(threat, "eps", 0) is None:
-        raise InputError(
-            f"{type(threat).__name__}() has no eps, and a budget attack needs one: "
-            f"e.g. {type(threat).__name__}(0.1)"
-        )
-    return threat
 
 
 def fgsm(threat: Threat, direction: Explainer | None = None) -> Attack:
@@ -31,7 +22,7 @@ def fgsm(threat: Threat, direction: Explainer | None = None) -> Attack:
     >>> foible.attacks.fgsm(foible.Linf(0.1)).search.steps
     1
     """
-    return Attack("fgsm", _needs_eps(threat), Ascent(steps=1), direction=direction)
+    return Attack("fgsm", needs_eps(threat), Ascent(steps=1), direction=direction)
 
 
 def r_fgsm(threat: Threat, alpha: float = 0.5) -> Attack:
@@ -43,7 +34,7 @@ def r_fgsm(threat: Threat, alpha: float = 0.5) -> Attack:
     if not 0 <= alpha < 1:
         raise InputError(f"alpha={alpha}: the random share of eps lies in [0, 1)")
     start = "sign" if alpha else "clean"
-    return Attack("r_fgsm", _needs_eps(threat), Ascent(steps=1, share=1 - alpha, start=start))
+    return Attack("r_fgsm", needs_eps(threat), Ascent(steps=1, share=1 - alpha, start=start))
 
 
 def pgd(
@@ -66,7 +57,7 @@ def pgd(
     """
     search = Ascent(steps, step, min(1.0, 2.5 / max(1, steps)), "random")
     return Attack(
-        "pgd", _needs_eps(threat), search, _named(objective), direction, stop, restarts
+        "pgd", needs_eps(threat), search, _named(objective), direction, stop, restarts
     )  # fmt: skip
 
 
@@ -84,7 +75,7 @@ def bim(
     1.25 eps steps) at any number of steps.
     """
     search = Ascent(steps, step, min(1.0, 1.25 / max(1, steps)))
-    return Attack("bim", _needs_eps(threat), search, _named(objective), direction, stop)
+    return Attack("bim", needs_eps(threat), search, _named(objective), direction, stop)
 
 
 def least_likely(threat: Threat, steps: int = 10, step: float | None = None) -> Attack:
@@ -93,7 +84,7 @@ def least_likely(threat: Threat, steps: int = 10, step: float | None = None) -> 
     Targeted at the class of the smallest clean score. step: as in `bim`.
     """
     search = Ascent(steps, step, min(1.0, 1.25 / max(1, steps)))
-    return Attack("least_likely", _needs_eps(threat), search, reach="least_likely")
+    return Attack("least_likely", needs_eps(threat), search, reach="least_likely")
 
 
 def mim(
@@ -109,7 +100,7 @@ def mim(
     decay: of the momentum, 1.0 in the paper; step: None is eps / steps, as there.
     """
     search = Ascent(steps, step, 1 / max(1, steps), momentum=decay)
-    return Attack("mim", _needs_eps(threat), search, _named(objective), stop=stop)
+    return Attack("mim", needs_eps(threat), search, _named(objective), stop=stop)
 
 
 def smoothgrad_attack(
@@ -122,7 +113,7 @@ def smoothgrad_attack(
     """
     search = Ascent(steps, None, 1.0 if steps == 1 else min(1.0, 2.5 / steps))
     return Attack(
-        "smoothgrad_attack", _needs_eps(threat), search, direction=SmoothGrad(samples, sigma),
+        "smoothgrad_attack", needs_eps(threat), search, direction=SmoothGrad(samples, sigma),
         stop=stop,
     )  # fmt: skip
 
@@ -135,7 +126,7 @@ def random_noise(threat: Threat, points: int = 1, corners: bool = True) -> Attac
     """
     search = RandomPoints(points, corners)
     quick = Constant() if points == 1 else Margin()
-    return Attack("random_noise", _needs_eps(threat), search, quick)
+    return Attack("random_noise", needs_eps(threat), search, quick)
 
 
 def _named(chosen: str | Objective) -> Objective:

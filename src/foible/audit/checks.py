@@ -223,8 +223,8 @@ def worst_case(context: Context) -> Verdict:
 
 
 _BLIND = (
-    'Use objective="margin", more steps and restarts; where the model quantises, rounds or adds '
-    "noise, attack it through a smooth stand-in (BPDA) or averaged over draws (EOT)."
+    'Use objective="margin", more steps and restarts. Where the model rounds, quantises or adds '
+    "noise, attack a copy without that layer and test its adversarials on the model."
 )
 
 CHECKS: tuple[Check, ...] = (
@@ -241,8 +241,8 @@ CHECKS: tuple[Check, ...] = (
           "Declare the bounds of your data (--bounds), e.g. 0 255 for raw pixels: eps and the box "
           "are in these units."),
     Check("check-determinism", "The same input gives the same scores", deterministic,
-          "The model is random at test time: average gradients and verdicts over draws (EOT), else "
-          "the attack chases noise.", ("*",)),
+          "The model is random at test time: wrap a net that averages several draws (or fixes its "
+          "random state), else the attack chases noise.", ("*",)),
     Check("check-gradients", "Gradients are there", gradients, _BLIND, ("*",)),
     Check("check-iterative", "Many steps are at least as strong as one", iterative, _BLIND,
           ("fgsm-linf", "pgd-linf"), ("fgsm-linf", "pgd-linf")),

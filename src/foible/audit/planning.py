@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import re
@@ -187,6 +188,14 @@ class Plan:
             seen.add(table["name"])
             if table["recipe"] not in attacks.__all__:
                 raise InputError(f"no attack is called {table['recipe']!r}: see `foible list`")
+            options = {k: v for k, v in table.items() if k not in ("name", "recipe", "norm", "eps")}
+            try:
+                inspect.signature(getattr(attacks, table["recipe"])).bind(None, **options)
+            except TypeError as error:
+                raise InputError(
+                    f"the attack {table['name']!r} cannot be made: {table['recipe']} has {error}; "
+                    f"`foible show {table['recipe']}` lists its parameters"
+                ) from error
 
     def _validate_kinds(self) -> None:
         for name, least in (("seed", None), ("samples", 2)):

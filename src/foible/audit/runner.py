@@ -173,9 +173,10 @@ def _work(
                 started = time.monotonic()
                 try:
                     measured = cell.work(context)
-                except FoibleError as error:
-                    # One cell that cannot be measured must not cost the others.
-                    detail = {**getattr(cell.work, "says", {}), "error": str(error)}
+                except Exception as error:
+                    # One cell that cannot be measured must not cost the others, whatever the
+                    # model raises in it.
+                    detail = {**getattr(cell.work, "says", {}), "error": _told(error)}
                     measured = Measured(None, 0, status="failed", detail=detail)
                 log.append(_line(key, cell, name, measured, time.monotonic() - started),
                            measured.tensors)  # fmt: skip
@@ -183,6 +184,10 @@ def _work(
         except KeyboardInterrupt:
             return False
     return all("error" not in log.lines[found[m][c.name]]["detail"] for m, c in jobs)
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, FoibleError) else f"{type(error).__name__}: {error}"
 
 
 def _line(key: str, cell: Cell, model: str, measured: Measured, seconds: float) -> dict[str, Any]:

@@ -59,9 +59,11 @@ def predict(context: Context, x: Tensor, y: Tensor) -> Crossing:
             scores, maps = oracle.jacobian(some.x, some, classes)
             z = scores.gather(1, classes)
             away = maps[:, 1:] - maps[:, :1]
-            reach = away.flatten(2).abs().sum(2).clamp_min(1e-12)
+            reach = away.flatten(2).abs().sum(2)
             eps = (z[:, :1] - z[:, 1:]) / reach
-            eps = eps.masked_fill(classes[:, 1:] == some.y[:, None], float("inf"))
+            # A class without a direction towards it, the label's own too, is never met.
+            never = (reach == 0) | (classes[:, 1:] == some.y[:, None])
+            eps = eps.masked_fill(never, float("inf"))
             best = eps.argmin(1)
             pick = torch.arange(len(part), device=x.device)
             parts.append((eps[pick, best], classes[pick, best + 1], away[pick, best]))
@@ -83,7 +85,7 @@ def _telling_eps(context: Context, x: Tensor, y: Tensor) -> float:
     return float(f"{min(1.5 * float(found.smallest.median()), wide):.2g}")
 
 
-def follow(context: Context, n: int = 250) -> Measured:
+def follow(context: Context, n: int = 200) -> Measured:
     """Push and delete along each map, at a size that breaks most samples."""
     chosen = correct(context, n)
     x, y = context.x[chosen], context.y[chosen]
@@ -145,7 +147,10 @@ def distance(context: Context, n: int = 300) -> Measured:
     if len(chosen) < 3:
         return Measured(None, 0, status="not measured")
     crossing = predict(context, x, y)
-    top = float(crossing.distance.quantile(0.9)) * 4
+    foreseen = torch.isfinite(crossing.distance)
+    top = float(crossing.distance[foreseen].quantile(0.9)) * 4 if bool(foreseen.any()) else 0.0
+    if top <= 0:  # all scores are tied, or no map points anywhere
+        return Measured(None, 0, status="not measured")
     grid = [top * 1.12 ** (i - 62) for i in range(63)]
     attack = attacks.pgd(Linf(grid[-1]), 20, objective="margin", stop="success")
     found = attacks.curve(attack, grid)(context.model, x, y, seed=context.seed)
@@ -153,7 +158,7 @@ def distance(context: Context, n: int = 300) -> Measured:
     with context.model.session(context.seed), torch.no_grad():
         top_two = context.model.scores(x).topk(2, 1).values
     lead = (top_two[:, 0] - top_two[:, 1]).double()
-    finite = torch.isfinite(measured) & (measured > 0)
+    finite = torch.isfinite(measured) & (measured > 0) & foreseen
     if int(finite.sum()) < 3:
         return Measured(None, 0, status="not measured")
     rank = [
@@ -180,6 +185,9 @@ def frames(context: Context, n: int = 100, count: int = 9) -> Measured:
     pick = int((crossing.distance - crossing.distance.median()).abs().argmin())
     one, label, step = x[pick : pick + 1], int(y[pick]), crossing.direction[pick : pick + 1].sign()
     predicted = float(crossing.distance[pick])
+    if not 0 < predicted < float("inf") or not bool(step.any()):
+        why = "the map is zero: there is no direction to walk in"
+        return Measured(None, 0, status="not measured", detail={"why": why})
     fine = torch.linspace(0, 3 * predicted, 241, dtype=x.dtype, device=x.device)
     walk = (one + fine.reshape(-1, *([1] * (x.dim() - 1))) * step).clamp(low, high)
     with context.model.session(context.seed), torch.no_grad():

@@ -95,7 +95,13 @@ class Oracle:
         return (values if create_graph else values.detach()), grad
 
     def grad(
-        self, values: Tensor, leaves: tuple[Tensor, ...], rows: Rows, *, create_graph: bool = False
+        self,
+        values: Tensor,
+        leaves: tuple[Tensor, ...],
+        rows: Rows,
+        *,
+        create_graph: bool = False,
+        retain_graph: bool = False,
     ) -> tuple[Tensor, ...]:
         """Differentiate the sum of `values` by any leaves, parameters included: one backward."""
         self._require(Access.GRADIENTS)
@@ -105,7 +111,11 @@ class Oracle:
             # gradient, which the audit's gradient check reports.
             return tuple(torch.zeros_like(leaf) for leaf in leaves)
         grads = torch.autograd.grad(
-            values.sum(), leaves, create_graph=create_graph, materialize_grads=True
+            values.sum(),
+            leaves,
+            create_graph=create_graph,
+            retain_graph=retain_graph or create_graph,
+            materialize_grads=True,
         )
         for grad in grads:
             if not torch.isfinite(grad.detach().sum()) and not torch.isfinite(grad).all():
@@ -127,12 +137,10 @@ class Oracle:
             leaf = x.detach().requires_grad_()
             scores = self.scores(leaf, rows)
             picked = scores.gather(1, classes)
-            grads = []
-            for c in range(classes.shape[1]):
-                self.meter.count(rows.index, backward=True)
-                keep = c + 1 < classes.shape[1]
-                (g,) = torch.autograd.grad(picked[:, c].sum(), leaf, retain_graph=keep)
-                grads.append(g)
+            grads = [
+                self.grad(picked[:, c], (leaf,), rows, retain_graph=c + 1 < classes.shape[1])[0]
+                for c in range(classes.shape[1])
+            ]
         return scores.detach(), torch.stack(grads, 1)
 
     def _require(self, access: Access) -> None:

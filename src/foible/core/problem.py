@@ -17,11 +17,21 @@ from foible.core.threat import Threat
 
 
 class View:
-    """One point of the search, lazily: rows, z, x_adv, and the scores at x_adv (on the graph)."""
+    """One point of the search, lazily: rows, z, x_adv, and the scores at x_adv (on the graph).
 
-    def __init__(self, oracle: Oracle, rows: Rows, x_adv: Tensor, z: Tensor | None = None) -> None:
+    scores: what is already known of the point, so that it is not paid for twice.
+    """
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        rows: Rows,
+        x_adv: Tensor,
+        z: Tensor | None = None,
+        scores: Tensor | None = None,
+    ) -> None:
         self.oracle, self.rows, self.x_adv, self.z = oracle, rows, x_adv, z
-        self._scores: Tensor | None = None
+        self._scores = scores
         self._labels: Tensor | None = None
 
     @property
@@ -35,7 +45,7 @@ class View:
     def labels(self) -> Tensor:
         """Predicted classes (B,); works with LABELS access."""
         if self._labels is None:
-            if self.oracle.access == Access.LABELS:
+            if self._scores is None and self.oracle.access == Access.LABELS:
                 self._labels = self.oracle.labels(self.x_adv, self.rows)
             else:
                 self._labels = self.scores.detach().argmax(1)

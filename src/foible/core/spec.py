@@ -68,8 +68,8 @@ def _path(thing: Any) -> str:
     return f"{thing.__module__}:{thing.__qualname__}"
 
 
-def _resolve(path: str) -> Any:
-    module, _, name = path.partition(":")
+def _resolve(path: Any) -> Any:
+    module, _, name = str(path).partition(":")
     if not module.startswith("foible."):
         raise InputError(
             f"the spec names {path!r}, which is not a part of foible; "

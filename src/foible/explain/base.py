@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,7 +78,7 @@ def _labels(x: Tensor, target: Any) -> Tensor | None:
     """Return the targets (B,) int64, or None for the predicted classes."""
     if target is None:
         return None
-    if isinstance(target, Integral) and not isinstance(target, bool):
+    if isinstance(target, int | np.integer) and not isinstance(target, bool):
         target = torch.tensor(int(target), device=x.device)
     if isinstance(target, Tensor) and target.dim() == 0:
         target = target.expand(len(x))

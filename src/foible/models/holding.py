@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from foible.core.access import Access
 from foible.core.errors import InputError, KindError, ModelError
 from foible.core.oracle import Model
+from foible.models.identity import digest_of, structure, weights_hash
 
 Outputs = str | Callable[[Any], Tensor]
 Preprocess = Callable[[Tensor], Tensor] | tuple[Sequence[float], Sequence[float]] | None
@@ -113,20 +113,19 @@ class TorchModel:
         return self._chunks[key]
 
     def identity(self) -> dict[str, Any]:
-        """Return what makes this model this one: code names, wrapper and a hash of all weights."""
-        weights = hashlib.sha256()
-        for name, value in sorted(self.net.state_dict().items()):
-            if isinstance(value, Tensor):
-                data = value.detach().cpu().contiguous()
-                weights.update(f"{name}{tuple(data.shape)}{data.dtype}".encode())
-                weights.update(data.flatten().view(torch.uint8).numpy().tobytes())
-        prepared = self._mean_std
-        named = getattr(self.preprocess, "__qualname__", repr(type(self.preprocess)))
+        """Return what makes this model this one: code, settings, wrapper, a hash of all weights."""
+        mean_std = self._mean_std
+        lines = [*structure(self.net), *structure(self.outputs)]
+        before = str(getattr(self.preprocess, "__qualname__", type(self.preprocess).__qualname__))
+        if mean_std is None:
+            lines += structure(self.preprocess)
+            if isinstance(self.preprocess, nn.Module):
+                lines.append(weights_hash(self.preprocess))
         return {
-            "architecture": hashlib.sha256(repr(self.net).encode()).hexdigest()[:16],
-            "weights": "sha256:" + weights.hexdigest(),
+            "architecture": digest_of(lines),
+            "weights": weights_hash(self.net),
             "bounds": list(self.bounds),
-            "preprocess": [p.tolist() for p in prepared] if prepared else str(named),
+            "preprocess": before if mean_std is None else [p.tolist() for p in mean_std],
             "outputs": self.outputs if isinstance(self.outputs, str) else self.outputs.__qualname__,
             "parameters": sum(p.numel() for p in self.net.parameters()),
         }

@@ -8,31 +8,36 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from numbers import Real
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from foible.core.errors import InputError
+from foible.core.errors import InputError, KindError
 from foible.core.randomness import Draw
 from foible.core.rows import Rows
 from foible.core.threat import Steepest
 from foible.parts.projections import keep_largest, l1_in_box, l2_in_box
 
 
-def _plain(eps: float | Sequence[float] | Tensor | None) -> float | tuple[float, ...] | None:
+def _plain(eps: Any) -> float | tuple[float, ...] | None:
     """Turn eps into plain floats, so that a threat is a value: frozen, hashable, storable."""
-    if isinstance(eps, Tensor):
-        eps = eps.detach().cpu().double().tolist() if eps.dim() else float(eps)
     if eps is None:
         return None
-    values = tuple(float(e) for e in eps) if isinstance(eps, Sequence) else (float(eps),)
+    given = eps.detach().cpu().double() if isinstance(eps, Tensor) else eps
+    listed = given.tolist() if isinstance(given, Tensor | np.ndarray) else given
+    many = isinstance(listed, list | tuple)
+    values = tuple(listed) if many else (listed,)
+    if not all(isinstance(value, Real) for value in values):
+        raise KindError(f"eps is {eps!r}: give one float, or one float a sample, (B,)")
+    values = tuple(map(float, values))
     for value in values:
         if not math.isfinite(value) or value < 0:
             raise InputError(f"eps is {value}: a radius must be finite and not negative")
-    return values if isinstance(eps, Sequence) else values[0]
+    return values if many else values[0]
 
 
 @dataclass(frozen=True)
@@ -218,8 +223,9 @@ class L1(Ball):
     def steepest(self, rows: Rows, z: Tensor, grad: Tensor) -> Tensor:
         """Return a move of unit L1 length along the largest entries that still have room.
 
-        Full entries are pushed as well: the box takes the push away, and without it the shrinking
-        of `project` would empty them a little at every step, to be filled again at the next.
+        Full entries that are larger are pushed as well: the box takes the push away, and without
+        it the shrinking of `project` would empty them a little at every step, to be filled again
+        at the next.
         """
         low, high = (room.flatten(1) for room in self._room(rows))
         g, flat = grad.flatten(1), z.flatten(1)
@@ -228,7 +234,7 @@ class L1(Ball):
         count = max(1, round(self.density * g.shape[1]))
         size, index = torch.where(stuck, 0.0, g).abs().topk(count, dim=1)
         share = size / size.sum(1, keepdim=True).clamp_min(torch.finfo(g.dtype).tiny)
-        move = torch.where(stuck, g.sign(), 0.0)
+        move = torch.where(stuck & (g.abs() >= size[:, -1:]), g.sign(), 0.0)
         move.scatter_add_(1, index, share * g.gather(1, index).sign())
         return move.view_as(grad)
 
