@@ -81,14 +81,18 @@ class Curve:
             left = (high - low > 1).nonzero().squeeze(1)
             if len(left) == 0:
                 break
+            # The largest eps first: a sample that survives it needs no second run, and those are
+            # the expensive ones, since they use all steps.
             middle = (low[left] + high[left]) // 2
+            middle = torch.where(high[left] == len(grid), len(grid) - 1, middle)
             some = replace(rows.take(left), eps=grid[middle].to(rows.x.dtype))
             threat = attack.threat.inside(oracle.bounds)
             problem = attack.problem(oracle, threat)
             if attack.prepare is not None:
                 some = attack.prepare(oracle, some, seed)
             found, success = attack._search(problem, some, seed)
-            success = success & independent_verdict(problem, some, found, oracle)[0]
+            hit = success.nonzero().squeeze(1)
+            success[hit] = independent_verdict(problem, some.take(hit), found[hit], oracle)[0]
             # A point that lies well inside its ball breaks smaller ones, too.
             size = threat.distance(some, found)
             enough = torch.searchsorted(grid, size).clamp_max(middle).maximum(low[left] + 1)
