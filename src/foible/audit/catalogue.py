@@ -68,7 +68,7 @@ FACTS: dict[str, Facts] = {
     ),
     "ig_deletion": Facts(
         "Liu et al. 2020", f"{_SURVEY}, Eq. 11 and 12",
-        ("A6", "S8"), "50 + deleted features + 3", "50",
+        ("A6", "S8"), "50 + deleted features + 2", "50",
     ),
     "random_noise": Facts(
         "none, a control", "", (), "points + 2", "0",

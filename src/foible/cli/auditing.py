@@ -88,7 +88,8 @@ def audit(
         bool, typer.Option("--print-plan", help="Print the plan as TOML and do nothing else.")
     ] = False,
     fail_under: Annotated[
-        bool, typer.Option("--fail-under", help="Exit with 1 if a threshold is missed.")
+        bool,
+        typer.Option("--fail-under", help="Exit with 1 if a threshold is missed or a check fails."),
     ] = False,
 ) -> None:
     """Audit a model and write a report; without --model, two bundled ones side by side.
