@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +15,12 @@ from torch import Tensor, nn
 from foible.core.access import Access
 from foible.models import TorchModel, wrap
 
+# One thread, in the tests and in every program that they start: tests must not depend on what
+# else the machine does, and two threads that wait for each other are slow on a busy one.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell that starts the suite in the background has it ignore Ctrl-C, which tests send for real.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def generator(seed: int) -> torch.Generator:

@@ -20,7 +20,7 @@ Preprocess = Callable[[Tensor], Tensor] | tuple[Sequence[float], Sequence[float]
 KINDS = ("logits", "probabilities", "logit")
 # One forward holds about this many bytes of saved activations: what a shared cache takes on a
 # CPU (larger batches were slower here), and a small part of any accelerator's memory.
-_CPU_BYTES, _DEVICE_BYTES = 24 * 2**20, 2**30
+_CPU_BYTES, _DEVICE_BYTES = 10 * 2**20, 2**30
 
 
 class TorchModel:
