@@ -16,13 +16,13 @@ TORCHATTACKS := torchattacks==3.5.1
 # What to add to the command: make audit ARGS="--preset full", make bench ARGS=--quick
 ARGS ?=
 
-.PHONY: help audit test test-all bench train system clean
+.PHONY: help audit test test-all bench bench-attacks bench-explanations train system clean
 
 help:
 	@echo 'make audit     audit the bundled models; writes a run folder with report.html'
 	@echo 'make test      ruff, format, mypy, and all but the slow tests'
 	@echo 'make test-all  the same with the slow tests'
-	@echo 'make bench     foible against Foolbox, torchattacks and ART, in $(BENCH)'
+	@echo 'make bench     foible against Foolbox, torchattacks, ART and captum, in $(BENCH)'
 	@echo 'make train     train the bundled models and choose the bundled images again'
 	@echo 'make clean     remove both environments and all caches'
 
@@ -35,8 +35,10 @@ test: $(VENV)/.for-work system
 test-all: $(VENV)/.for-work system
 	scripts/check --all
 
-bench: $(BENCH)/.for-bench
-	$(BENCH)/bin/python benchmarks/attacks.py $(ARGS)
+bench: bench-attacks bench-explanations
+
+bench-attacks bench-explanations: bench-%: $(BENCH)/.for-bench
+	$(BENCH)/bin/python benchmarks/$*.py $(ARGS)
 
 train: $(VENV)/.for-use
 	$(VENV)/bin/python recipes/train_bundled.py standard
