@@ -210,7 +210,7 @@ def frames(context: Context, n: int = 100, count: int = 9) -> Measured:
     )  # fmt: skip
 
 
-def bent(context: Context, n: int = 16, steps: int = 60) -> Measured:
+def bent(context: Context, n: int = 16, steps: int = 120) -> Measured:
     """Order the maps of n examples to be another's, and show the one that bent most."""
     from foible.core.errors import InputError
 
@@ -224,7 +224,7 @@ def bent(context: Context, n: int = 16, steps: int = 60) -> Measured:
     order = clean_map[other]
     eps = context.plan.radius("linf", x[0].numel())
     try:
-        attack = attacks.bend(Linf(eps), explainer, steps)
+        attack = attacks.bend(Linf(eps), explainer, steps, beta=30)
         result = attack(context.model, x, y, order, seed=context.seed)
     except InputError as error:
         # A net without ReLU modules has no softplus twin.
