@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import time
@@ -20,7 +19,7 @@ from foible.audit import cells as work
 from foible.audit import thesis
 from foible.audit.bar import Bar
 from foible.audit.cells import Cell, Context, Measured
-from foible.audit.checks import CHECKS
+from foible.audit.checks import CHECKS, EVERY_ATTACK
 from foible.audit.log import SCHEMA, Log, write_atomically
 from foible.audit.planning import Plan
 from foible.core.access import Access
@@ -29,6 +28,7 @@ from foible.core.oracle import Oracle
 from foible.core.rows import Rows
 from foible.core.spec import digest
 from foible.models import TorchModel, as_model
+from foible.models.identity import hash_tensors
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def plan_cells(plan: Plan) -> list[Cell]:
             ("frames", thesis.frames, 0.4), ("bent", thesis.bent, 2.0),
         ):  # fmt: skip
             out.append(Cell("thesis", f"thesis-{name}", {}, page, cost=cost))
-    names = {table["name"] for table in plan.attacks}
+    names = tuple(str(table["name"]) for table in plan.attacks)
     after = ("pgd-linf",) if "pgd-linf" in names else ()
     for explainer in plan.explanations:
         made = work.StabilityWork(explainer)
@@ -75,7 +75,9 @@ def plan_cells(plan: Plan) -> list[Cell]:
         out.append(Cell("stability", f"stability-{explainer}", {}, made, after, cost))
     out.append(Cell("strips", "strips", {}, work.StripsWork(), after, 0.5))
     if plan.checks:
-        out += [Cell("check", c.name, {}, c, c.after, c.cost) for c in CHECKS]
+        for c in CHECKS:
+            reads = names if c.after == EVERY_ATTACK else c.after
+            out.append(Cell("check", c.name, {}, c, reads, c.cost))
     return out
 
 
@@ -89,8 +91,6 @@ def keys(plan: Plan, cells: Sequence[Cell], identity: Any, data: str) -> dict[st
     for cell in cells:
         own = {"kind": cell.kind, "name": cell.name, "part": dict(cell.part)}
         reads = [found[name] for name in cell.after if name in found]
-        if cell.name == "check-worst-case":
-            reads = [found[t["name"]] for t in plan.attacks]
         found[cell.name] = digest([base, own, reads])
     return found
 
@@ -131,7 +131,7 @@ def run(
     x, y = _subset(*_checked(data, models), plan)
     _fitting(models, x, y)
     folder = Path(out)
-    data_hash = _hash(x, y)
+    data_hash = hash_tensors([("", x), ("", y)])
     cells = plan_cells(plan)
     identities = {name: held.identity() for name, held in models.items()}
     found = {name: keys(plan, cells, identities[name], data_hash) for name in models}
@@ -261,16 +261,6 @@ def _subset(x: Tensor, y: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(plan.seed))
     chosen = order[: plan.samples].sort().values
     return x[chosen], y[chosen]
-
-
-def _hash(*tensors: Tensor) -> str:
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        found.update(
-            tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return "sha256:" + found.hexdigest()
 
 
 def _plan_file(

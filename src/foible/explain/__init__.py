@@ -1,7 +1,13 @@
 """Explanations: signed maps of the input's shape, each also a direction for an attack."""
 
 from foible.explain.base import Explanation
-from foible.explain.evaluate import completeness, rank_correlation, stability, topk_intersection
+from foible.explain.evaluate import (
+    agreement,
+    completeness,
+    rank_correlation,
+    stability,
+    topk_intersection,
+)
 from foible.explain.gradient import (
     GradientTimesInput,
     Saliency,
@@ -22,6 +28,7 @@ __all__ = [
     "RandomMap",
     "Saliency",
     "SmoothGrad",
+    "agreement",
     "completeness",
     "gradient_x_input",
     "integrated_gradients",

@@ -44,6 +44,16 @@ def stability(
     not count as instability. Beside it belongs the same figure under noise of equal size.
     """
     before, after = (explainer(model, x, target) for x in pair)
+    return agreement(before, after, k)
+
+
+def agreement(before: Tensor, after: Tensor, k: int = 100) -> dict[str, Tensor]:
+    """Return "topk" and "rank", both (B,): how far two maps (B, *shape) name the same features.
+
+    >>> a = torch.tensor([[3.0, 2.0, 1.0]])
+    >>> {name: value.item() for name, value in agreement(a, a, 2).items()}
+    {'topk': 1.0, 'rank': 1.0}
+    """
     return {"topk": topk_intersection(before, after, k), "rank": rank_correlation(before, after)}
 
 

@@ -142,29 +142,21 @@ class TorchModel:
     def _saved_bytes(self, x: Tensor) -> int:
         """Measure what one sample's backward keeps in memory, parameters left out."""
         own = {p.untyped_storage().data_ptr() for p in self.net.parameters()}
-        seen: set[int] = set()
-        total = 0
+        kept: list[Tensor] = []  # alive until they are counted, so that no address comes twice
 
-        def pack(saved: Tensor) -> Tensor:
-            nonlocal total
-            place = saved.untyped_storage().data_ptr()
-            if place not in own and place not in seen:
-                seen.add(place)
-                total += saved.untyped_storage().nbytes()
+        def keep(saved: Tensor) -> Tensor:
+            kept.append(saved)
             return saved
-
-        keep: list[Tensor] = []
-
-        def hold(saved: Tensor) -> Tensor:
-            keep.append(saved)  # alive until the end, so that no address is used twice
-            return pack(saved)
 
         with (
             self.session(),
             torch.enable_grad(),
-            torch.autograd.graph.saved_tensors_hooks(hold, lambda t: t),
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
         ):
             self.scores(x[:1].detach().clone().requires_grad_())
+        storages = (saved.untyped_storage() for saved in kept)
+        sizes = {place.data_ptr(): place.nbytes() for place in storages}
+        total = sum(size for place, size in sizes.items() if place not in own)
         return max(total, x[:1].numel() * x.element_size())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from types import CodeType
 from typing import Any
 
@@ -10,15 +11,20 @@ import torch
 from torch import Tensor, nn
 
 
-def weights_hash(net: nn.Module) -> str:
-    """Hash every parameter and buffer of a net, by name, shape, dtype and bytes."""
+def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash tensors in order, by name, shape, dtype and bytes."""
     found = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        if isinstance(value, Tensor):
-            data = value.detach().cpu().contiguous()
-            found.update(f"{name}{tuple(data.shape)}{data.dtype}".encode())
-            found.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    for name, value in named:
+        data = value.detach().cpu().contiguous()
+        found.update(f"{name}{tuple(data.shape)}{data.dtype}".encode())
+        found.update(data.flatten().view(torch.uint8).numpy().tobytes())
     return "sha256:" + found.hexdigest()
+
+
+def weights_hash(net: nn.Module) -> str:
+    """Hash every parameter and buffer of a net."""
+    held = sorted(net.state_dict().items())
+    return hash_tensors((name, value) for name, value in held if isinstance(value, Tensor))
 
 
 def structure(thing: Any) -> list[str]:

@@ -82,8 +82,15 @@ def keep_largest(v: Tensor, low: Tensor, high: Tensor, count: Tensor) -> Tensor:
     """
     clipped = v.clamp(low, high)
     saving = v.square() - (v - clipped).square()
-    order = saving.argsort(dim=1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(
-        1, order, torch.arange(v.shape[1], device=v.device).expand_as(order)
-    )
-    return torch.where(rank < count, clipped, 0.0)
+    return torch.where(places(saving) < count, clipped, 0.0)
+
+
+def places(values: Tensor) -> Tensor:
+    """Return the place (B, D) int64 of every value in its row, 0 for the largest; ties by position.
+
+    >>> places(torch.tensor([[1.0, 3.0, 1.0]])).tolist()
+    [[1, 0, 2]]
+    """
+    order = values.argsort(dim=1, descending=True, stable=True)
+    counted = torch.arange(values.shape[1], device=values.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, counted)

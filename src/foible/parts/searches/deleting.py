@@ -13,6 +13,7 @@ from foible.core.problem import Problem
 from foible.core.randomness import Draw
 from foible.core.rows import Rows
 from foible.core.search import Evaluate, Search
+from foible.parts.projections import places
 
 
 class DeletionState(NamedTuple):
@@ -40,7 +41,7 @@ class DeleteInOrder(Search):
         worth = rows.extra["map"].flatten(1)
         useful = (worth > 0) & (rows.x != rows.extra["baseline"]).flatten(1)
         worth = torch.where(useful, worth, float("-inf"))
-        rank = worth.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
+        rank = places(worth)
         none = torch.zeros(len(rows), dtype=torch.int64, device=rows.x.device)
         limit = useful.sum(1)
         return DeletionState(torch.zeros_like(rows.x), rank.view_as(rows.x), none, limit)

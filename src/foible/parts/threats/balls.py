@@ -20,7 +20,7 @@ from foible.core.errors import InputError, KindError
 from foible.core.randomness import Draw
 from foible.core.rows import Rows
 from foible.core.threat import Steepest
-from foible.parts.projections import keep_largest, l1_in_box, l2_in_box
+from foible.parts.projections import keep_largest, l1_in_box, l2_in_box, places
 
 
 def _plain(eps: Any) -> float | tuple[float, ...] | None:
@@ -157,13 +157,6 @@ class Linf(Ball):
         """Return the largest absolute value."""
         return change.abs().amax(1)
 
-    def project(self, rows: Rows, z: Tensor) -> Tensor:
-        """Cut by the ball and the box at once; bit for bit idempotent."""
-        eps = rows.radius()
-        if self.box is None:
-            return z.clamp(-eps, eps)
-        return z.clamp((self.box.low - rows.x).maximum(-eps), (self.box.high - rows.x).minimum(eps))
-
     def _onto(self, z: Tensor, low: Tensor, high: Tensor, rows: Rows) -> Tensor:
         eps = self._eps(rows)
         return z.clamp(low.maximum(-eps), high.minimum(eps))
@@ -277,11 +270,7 @@ class L0(Ball):
         move = torch.where(grad > 0, high.clamp_max(width), low.clamp_min(-width))
         move = torch.where(grad == 0, 0.0, move)
         gain = (grad * move).flatten(1)
-        order = gain.argsort(dim=1, descending=True, stable=True)
-        rank = torch.empty_like(order).scatter_(
-            1, order, torch.arange(gain.shape[1], device=z.device).expand_as(order)
-        )
-        corner = torch.where(rank < self._eps(rows).floor(), move.flatten(1), 0.0)
+        corner = torch.where(places(gain) < self._eps(rows).floor(), move.flatten(1), 0.0)
         return corner.view_as(z) - z
 
     def step_size(self, rows: Rows, share: float) -> Tensor:
