@@ -235,6 +235,7 @@ class StabilityWork:
     def __call__(self, context: Context) -> Measured:
         """Explain the true label at x, at the attack's x and at a noisy x."""
         from foible import explain
+        from foible.explain.evaluate import agreement
 
         found = context.result("pgd-linf")
         if found is None:
@@ -255,7 +256,7 @@ class StabilityWork:
         maps, bent, shaken = (
             explainer(context.model, at, y) for at in (x, x_adv, noise_points(context, x))
         )
-        attacked, random = (explain.agreement(maps, other, k) for other in (bent, shaken))
+        attacked, random = (agreement(maps, other, k) for other in (bent, shaken))
         for figure in ("topk", "rank"):
             detail[figure] = {
                 "attack": mean_interval(attacked[figure]), "noise": mean_interval(random[figure]),

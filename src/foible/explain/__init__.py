@@ -2,7 +2,6 @@
 
 from foible.explain.base import Explanation
 from foible.explain.evaluate import (
-    agreement,
     completeness,
     rank_correlation,
     stability,
@@ -28,7 +27,6 @@ __all__ = [
     "RandomMap",
     "Saliency",
     "SmoothGrad",
-    "agreement",
     "completeness",
     "gradient_x_input",
     "integrated_gradients",
