@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from foible.core.access import Access
 from foible.core.errors import InputError, KindError, ModelError
 from foible.core.explainer import Explainer
 from foible.core.oracle import Oracle
-from foible.core.problem import Fooled, Goal, Objective, Problem, View
+from foible.core.problem import Closest, Fooled, Goal, Objective, Problem, View
 from foible.core.progress import tick
 from foible.core.rows import Rows, take
 from foible.core.search import Search
@@ -35,6 +35,8 @@ class Result:
     threat's unit. forwards, backwards: (B,) int64, verification included. status: (B,) words:
     "wrong" (the goal held before the attack: success True, distance 0), "fooled", "survived".
     label: (B,) the class of x. clean_label: (B,) the class of the clean input. stop: as given.
+
+    Of a minimum-norm attack that found nothing, x is the clean input and distance inf.
     """
 
     x: Tensor
@@ -71,7 +73,9 @@ class Attack:
     name: the recipe's. direction: an explainer in place of the objective's gradient.
     stop: "never" runs all steps and keeps the strongest point; "success" drops a sample once
     it is fooled. restarts: fresh random starts. prepare: fills rows before the search.
-    reach: "least_likely" attacks towards the class of the smallest clean score.
+    reach: "least_likely" attacks towards the class of the smallest clean score. cap: the most
+    forwards a sample may cost, the clean and the verifying one included. source: a model that is
+    searched in place of the attacked one, which then only judges what was found (transfer).
     """
 
     name: str
@@ -85,8 +89,15 @@ class Attack:
     prefer: Callable[[View], Tensor] | None = None
     prepare: Callable[[Oracle, Rows, int], Rows] | None = None
     reach: str | None = None
+    cap: int | None = None
+    source: Any = None
 
     def __post_init__(self) -> None:
+        if self.cap is not None and self.cap < 3:
+            raise InputError(
+                f"queries={self.cap}: a sample needs three at least, for its clean label, one "
+                "point and the verification"
+            )
         if self.stop not in STOPS:
             raise InputError(f"stop is {self.stop!r}: choose {' or '.join(map(repr, STOPS))}")
         if self.restarts < 1 or self.search.steps < 1:
@@ -101,7 +112,12 @@ class Attack:
 
     @property
     def access(self) -> Access:
-        """What the attack asks of the model."""
+        """What the attack asks of the model; labels where another one is searched."""
+        return self.searching if self.source is None else Access.LABELS
+
+    @property
+    def searching(self) -> Access:
+        """What the attack asks of the model that it searches."""
         asked = [self.search.access]
         if self.direction is not None:
             asked = [self.direction.access, Access.SCORES]
@@ -147,43 +163,62 @@ class Attack:
             threat.radii(len(x), x),
         )
         with oracle.session(seed):
-            return self._run(oracle, threat, rows, seed)
+            if self.source is None:
+                return self._run(oracle, threat, rows, seed)
+            searched = Oracle(as_model(self.source), len(x), self.searching)
+            with searched.session(seed):
+                return self._run(oracle, threat, rows, seed, searched)
 
     def problem(self, oracle: Oracle, threat: Threat) -> Problem:
         """Return the problem that this attack poses."""
         return Problem(
             oracle, threat, self.objective, self.goal, self.stop, self.prefer,
-            direction=self.direction,
+            direction=self.direction, cap=self.cap,
         )  # fmt: skip
 
-    def _run(self, oracle: Oracle, threat: Threat, rows: Rows, seed: int) -> Result:
-        clean = clean_scores(oracle, rows)
+    def _run(
+        self,
+        oracle: Oracle,
+        threat: Threat,
+        rows: Rows,
+        seed: int,
+        searched: Oracle | None = None,
+    ) -> Result:
+        start, clean = clean_look(oracle, rows)
+        if searched is not None:
+            clean = clean_scores(searched, rows)
         rows = replace(rows, scores=clean)
         if self.reach == "least_likely" and rows.target is None:
+            assert clean is not None
             rows = replace(rows, target=clean.argmin(1))
-        start = clean.argmax(1)
-        fooled = self.goal(View(oracle, rows, rows.x, scores=clean))
+        view = View(oracle, rows, rows.x)
+        view._labels = start
+        fooled = self.goal(view)
         left = (~fooled).nonzero().squeeze(1)
         tick(int(fooled.sum()))
         chosen = rows.take(left)
-        problem = self.problem(oracle, threat)
+        problem = self.problem(searched or oracle, threat)
         best_x, success, label = rows.x.clone(), fooled.clone(), start.clone()
         if len(left):
             if self.prepare is not None:
-                chosen = self.prepare(oracle, chosen, seed)
+                chosen = self.prepare(problem.oracle, chosen, seed)
             found, held = self._search(problem, chosen, seed)
             verdict, labels = independent_verdict(problem, chosen, found, oracle)
-            _agree(held, verdict, len(left))
-            best_x[left], success[left], label[left] = found, verdict & held, labels
+            if searched is None:
+                _agree(held, verdict, len(left))
+                verdict = verdict & held
+            best_x[left], success[left], label[left] = found, verdict, labels
         distance = threat.distance(rows, best_x)
+        if self.prefer is not None and isinstance(self.prefer, Closest):
+            distance = distance.masked_fill(~success, float("inf"))
         status = [
             "wrong" if w else "fooled" if s else "survived"
             for w, s in zip(fooled.tolist(), success.tolist(), strict=True)
         ]
-        meter = oracle.meter
+        spent = [oracle.meter] + ([searched.meter] if searched is not None else [])
         return Result(
-            best_x, success, distance, meter.forwards, meter.backwards, status, label, start,
-            self.stop,
+            best_x, success, distance, sum_of(m.forwards for m in spent),
+            sum_of(m.backwards for m in spent), status, label, start, self.stop,
         )  # fmt: skip
 
     def _search(self, problem: Problem, rows: Rows, seed: int) -> tuple[Tensor, Tensor]:
@@ -231,6 +266,23 @@ def needs_eps(threat: Threat) -> Threat:
             f"e.g. {type(threat).__name__}(0.1)"
         )
     return threat
+
+
+def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    """Add tensors of one shape."""
+    return torch.stack(list(parts)).sum(0)
+
+
+def clean_look(oracle: Oracle, rows: Rows) -> tuple[Tensor, Tensor | None]:
+    """Return the clean labels (B,) and, where the access allows it, the clean scores (B, K)."""
+    if oracle.access >= Access.SCORES:
+        scores = clean_scores(oracle, rows)
+        return scores.argmax(1), scores
+    labels = []
+    for part in torch.arange(len(rows), device=rows.x.device).split(oracle.chunk(rows.x)):
+        labels.append(oracle.labels(rows.x[part], rows.take(part)))
+        check_labels(rows, oracle.classes)
+    return torch.cat(labels), None
 
 
 def clean_scores(oracle: Oracle, rows: Rows) -> Tensor:

@@ -136,12 +136,20 @@ class Oracle:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             scores = self.scores(leaf, rows)
-            picked = scores.gather(1, classes)
-            grads = [
-                self.grad(picked[:, c], (leaf,), rows, retain_graph=c + 1 < classes.shape[1])[0]
-                for c in range(classes.shape[1])
-            ]
-        return scores.detach(), torch.stack(grads, 1)
+            grads = self.class_grads(scores, classes, leaf, rows)
+        return scores.detach(), grads
+
+    def class_grads(self, scores: Tensor, classes: Tensor, leaf: Tensor, rows: Rows) -> Tensor:
+        """Return the gradients (B, C, *shape) of scores of classes (B, C) by a leaf: C backwards.
+
+        scores: logits (B, K) on a graph that holds the leaf, which is used up.
+        """
+        picked, count = scores.gather(1, classes), classes.shape[1]
+        grads = [
+            self.grad(picked[:, c], (leaf,), rows, retain_graph=c + 1 < count)[0]
+            for c in range(count)
+        ]
+        return torch.stack(grads, 1)
 
     def _require(self, access: Access) -> None:
         if access > self.access:

@@ -102,7 +102,9 @@ class Problem:
     oracle: the model that is searched; judge: the model that gives the verdict, where that is
     another one (a surrogate, a softplus copy, a BPDA wrapper). direction: an explainer that
     replaces the gradient of the objective. prefer: ranks points of equal verdict; None is the
-    objective itself. stop: "never" or "success" (drop a sample once its goal is reached).
+    objective itself; with `Closest` only successes are kept. stop: "never" or "success" (drop a
+    sample once its goal is reached). cap: the most forwards a row may cost, clean forward and
+    final verification included; None for no limit.
     """
 
     oracle: Oracle
@@ -113,6 +115,7 @@ class Problem:
     prefer: Callable[[View], Tensor] | None = None
     judge: Oracle | None = None
     direction: Explainer | None = None
+    cap: int | None = None
 
     def done(self, reached: Tensor) -> Tensor:
         """Return which rows leave the batch, from which have reached the goal."""

@@ -87,6 +87,17 @@ class Draw:
         out = torch.empty(len(self.ids), *shape, dtype=dtype)
         return self._fill(out, lambda row, g: row.normal_(generator=g)).to(self.ids.device)
 
+    def scalars(self, count: int) -> Tensor:
+        """Draw `count` numbers a row, uniform in [0, 1): (B, count) float64, without a loop.
+
+        For searches that need a few numbers a row at every step; `uniform` fills large tensors.
+        """
+        keys = np.array(self.seeds(), dtype=np.uint64)[:, None]
+        with np.errstate(over="ignore"):
+            lanes = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            bits = _mix(keys + lanes) >> np.uint64(11)
+        return torch.from_numpy(bits.astype(np.float64) * 2.0**-53).to(self.ids.device)
+
     def bernoulli(self, shape: tuple[int, ...], p: float) -> Tensor:
         """Draw True with probability p."""
         return self.uniform(shape) < p

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one query gave: all (B, ...) and off the graph; grad only where it was asked for."""
+    """What one query gave: all (B, ...) and off the graph; grad only where it was asked for.
+
+    For need "jacobian", grad is (B, C, *shape): of each asked class's logit, not the objective.
+    """
 
     value: Tensor
     success: Tensor
@@ -27,10 +30,21 @@ class Evaluation:
 
 
 class Evaluate(Protocol):
-    """The only query of a search; it judges, meters and records each point."""
+    """The only query of a search; it judges, meters, caps and records each point."""
 
-    def __call__(self, z: Tensor, rows: Rows | None = None, need: str = "labels") -> Evaluation:
-        """Evaluate z for `rows` (None: the active ones); need "labels", "scores" or "grad"."""
+    def __call__(
+        self,
+        z: Tensor,
+        rows: Rows | None = None,
+        need: str = "labels",
+        classes: Tensor | None = None,
+    ) -> Evaluation:
+        """Evaluate z for `rows` (None: the active ones; a row may come several times).
+
+        need: "labels", "scores", "grad" (of the objective by z), or "jacobian" (of the logits of
+        `classes` (B, C) by z: one forward and C backwards). A point beyond the cap of queries is
+        not asked: it comes back as no success, value -inf, scores and gradients 0.
+        """
 
 
 class Search(ABC):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from foible.core.explainer import Field
 from foible.core.oracle import Oracle
-from foible.core.problem import Problem, View
+from foible.core.problem import Closest, Problem, View
 from foible.core.progress import tick
 from foible.core.randomness import Rng
 from foible.core.rows import Rows, join, take
@@ -69,25 +69,94 @@ class _Evaluator:
 
     def __init__(self, problem: Problem, best: _Best, rng: Rng) -> None:
         self.problem, self.best, self.rng = problem, best, rng
-        self.rows: Rows
-        self.slots: Tensor
-        self.step: Tensor
+        self.places = torch.zeros(len(problem.oracle.meter.forwards), dtype=torch.int64)
 
-    def __call__(self, z: Tensor, rows: Rows | None = None, need: str = "labels") -> Evaluation:
-        problem, slots, step, repeats = self.problem, self.slots, self.step, rows is not None
+    def hold(self, rows: Rows, slots: Tensor, step: Tensor) -> None:
+        """Say which rows are active, which of the best they write, and their steps."""
+        self.rows, self.slots, self.step = rows, slots, step
+
+    def __call__(
+        self,
+        z: Tensor,
+        rows: Rows | None = None,
+        need: str = "labels",
+        classes: Tensor | None = None,
+    ) -> Evaluation:
+        slots, step, repeats = self.slots, self.step, rows is not None
         if rows is None:
             rows = self.rows
         else:
-            lookup = {int(i): place for place, i in enumerate(self.rows.index)}
-            places = torch.tensor([lookup[int(i)] for i in rows.index], device=slots.device)
+            index = self.rows.index.cpu()
+            self.places[index] = torch.arange(len(index))
+            places = self.places[rows.index.cpu()].to(slots.device)
             slots, step = slots[places], step[places]
+        allowed = self._allowed(rows)
+        if allowed is None:
+            return self._query(z, rows, slots, step, need, classes, repeats)
+        n, which = len(rows), allowed.nonzero().squeeze(1)
+        value = torch.full((n,), float("-inf"), dtype=z.dtype, device=z.device)
+        if len(which) == 0:
+            return Evaluation(value, torch.zeros_like(value, dtype=torch.bool), None, None)
+        asked = None if classes is None else classes[which]
+        some = self._query(
+            z[which], rows.take(which), slots[which], step[which], need, asked, repeats
+        )
+
+        def spread(part: Tensor | None) -> Tensor | None:
+            if part is None:
+                return None
+            return part.new_zeros((n, *part.shape[1:])).index_copy(0, which, part)
+
+        success = spread(some.success)
+        assert success is not None
+        value = value.index_copy(0, which, some.value.to(value.dtype))
+        return Evaluation(value, success, spread(some.scores), spread(some.grad))
+
+    def _allowed(self, rows: Rows) -> Tensor | None:
+        """Return which points (B,) the cap still allows; None: all of them."""
+        left = self.left(rows)
+        if left is None:
+            return None
+        # The how-many-eth point of its row each one is, in this query.
+        order = torch.argsort(rows.index, stable=True)
+        ranked = rows.index[order]
+        first = torch.searchsorted(ranked, ranked, side="left")
+        nth = torch.empty_like(order).scatter_(
+            0, order, torch.arange(len(order), device=order.device) - first
+        )
+        allowed: Tensor = nth < left
+        return None if bool(allowed.all()) else allowed
+
+    def left(self, rows: Rows) -> Tensor | None:
+        """Return how many forwards (B,) each row has left, the final verification set aside."""
+        cap, meter = self.problem.cap, self.problem.oracle.meter
+        if cap is None:
+            return None
+        return (cap - 1 - meter.forwards[rows.index.cpu()]).to(rows.index.device)
+
+    def _query(
+        self,
+        z: Tensor,
+        rows: Rows,
+        slots: Tensor,
+        step: Tensor,
+        need: str,
+        classes: Tensor | None,
+        repeats: bool,
+    ) -> Evaluation:
+        problem = self.problem
         grad: Tensor | None = None
-        if need == "grad" and problem.direction is None:
+        if need == "jacobian" or (need == "grad" and problem.direction is None):
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
                 view = View(problem.oracle, rows, problem.threat.render(rows, leaf), leaf)
-                value = problem.objective(view)
-                (grad,) = problem.oracle.grad(value, (leaf,), rows)
+                if need == "jacobian":
+                    assert classes is not None
+                    grad = problem.oracle.class_grads(view.scores, classes, leaf, rows)
+                    value = problem.objective(view)
+                else:
+                    value = problem.objective(view)
+                    (grad,) = problem.oracle.grad(value, (leaf,), rows)
         else:
             with torch.no_grad():
                 x_adv = problem.threat.render(rows, z)
@@ -121,8 +190,15 @@ class _Evaluator:
             allowed = problem.threat.contains(rows.take(which), x_adv[which])
             success = success.clone()
             success[which] = allowed
-        rank = value if problem.prefer is None else problem.prefer(view)
-        self.best.offer(slots, x_adv, success, rank.detach(), repeats=repeats)
+        smallest = isinstance(problem.prefer, Closest)
+        if problem.prefer is None or (smallest and not bool(success.any())):
+            rank = value
+        else:
+            rank = problem.prefer(view).detach()
+        if smallest:
+            # A failure is no small perturbation: only successes have a distance.
+            rank = rank.masked_fill(~success, float("-inf"))
+        self.best.offer(slots, x_adv, success, rank, repeats=repeats)
         return success, None if view._scores is None else view._scores.detach()
 
 
@@ -158,20 +234,22 @@ def solve(
             current = rows.take(active) if len(active) < n else rows
         if len(active) == 0:
             break
-        evaluate.rows, evaluate.slots, evaluate.step = current, active, taken[active]
+        evaluate.hold(current, active, taken[active])
         draw = rng.at(current.id, taken[active])
         state = search.step(problem, current, evaluate, state, draw)
         taken[active] += 1
         finished = problem.done(best.success[active])
         over = (taken[active] >= search.steps) & ~finished
+        left = evaluate.left(current)
+        if left is not None:
+            over = over | ((left <= 0) & ~finished)
         ended = search.ended(state)
         if ended is not None:
             over = over | (ended & ~finished)
         if bool(over.any()):
             # The point after the last move has not been judged yet.
             last = over.nonzero().squeeze(1)
-            evaluate.rows, evaluate.slots = current.take(last), active[last]
-            evaluate.step = taken[active[last]]
+            evaluate.hold(current.take(last), active[last], taken[active[last]])
             evaluate(take(state, last).z)
         gone = finished | over
         if bool(gone.any()):

@@ -67,6 +67,25 @@ class Margin:
 
 
 @dataclass(frozen=True)
+class Nearest:
+    """The margin in units of distance: max over j of (z_j - z_y) / scale_j.
+
+    scale_j (`rows.extra["scale"]`, (B, K), from `attacks.rivals.Rivals`) is how fast class j gains
+    on the label towards its own boundary, so that the largest term is the *nearest* class and not
+    the one of the second largest score (Gabler et al., MALT, rank targets so). Its sign is the
+    margin's. Without scales, or with a target, it is the margin.
+    """
+
+    def __call__(self, view: View) -> Tensor:
+        """Return (B,)."""
+        rows = view.rows
+        if rows.target is not None or "scale" not in rows.extra:
+            return Margin()(view)
+        gain = (view.scores - _of(view.scores, rows.y)[:, None]) / rows.extra["scale"]
+        return _other(gain, rows.y)
+
+
+@dataclass(frozen=True)
 class DLR:
     """The difference of logits ratio (Croce and Hein 2020): a margin that no scale changes.
 
@@ -120,7 +139,12 @@ class Constant:
         return torch.zeros(len(view.rows), dtype=view.x_adv.dtype, device=view.x_adv.device)
 
 
-NAMED: dict[str, type] = {"cross_entropy": CrossEntropy, "margin": Margin, "dlr": DLR}
+NAMED: dict[str, type] = {
+    "cross_entropy": CrossEntropy,
+    "margin": Margin,
+    "nearest": Nearest,
+    "dlr": DLR,
+}
 
 
 def objective(named: str | Objective) -> Objective:

@@ -92,7 +92,9 @@ class Ball(Steepest):
         return flat.view_as(z)
 
     def contains(self, rows: Rows, x_adv: Tensor) -> Tensor:
-        """Judge in float64, from x_adv alone."""
+        """Judge in float64, from x_adv alone; a ball without a radius leaves only the box."""
+        if rows.eps is None:
+            return self.in_box(x_adv)
         eps = rows.radius().double().flatten()
         slack = 1e-6 * eps + 1e-7 * (self.box.width if self.box is not None else 1.0)
         return (self.distance(rows, x_adv) <= eps + slack) & self.in_box(x_adv)
@@ -283,6 +285,8 @@ class L0(Ball):
 
     def contains(self, rows: Rows, x_adv: Tensor) -> Tensor:
         """Count in whole features: a tolerance would give one away."""
+        if rows.eps is None:
+            return self.in_box(x_adv)
         eps = rows.radius().double().flatten()
         return (self.distance(rows, x_adv) <= eps) & self.in_box(x_adv)
 
