@@ -8,21 +8,44 @@ from typing import Any
 import torch
 
 from foible import attacks, explain
-from foible.parts.threats import L0, L1, L2, Linf
+from foible.parts.threats import L0, L1, L2, Linf, Spatial
 
 # What a recipe must be given, beside its defaults; few steps, so that the sweep is quick.
 GIVEN: dict[str, Callable[[], Any]] = {
+    "apgd": lambda: attacks.apgd(L1(2.0), 5, "margin", 2),
+    "apgd_targeted": lambda: attacks.apgd_targeted(L2(0.5), 5, 2),
+    "autoattack": lambda: attacks.autoattack(Linf(0.1), "rand"),
+    "strongest": lambda: attacks.strongest(Linf(0.1), budget=60),
+    "boundary": lambda: attacks.boundary(L2(), 60, 20),
+    "hop_skip_jump": lambda: attacks.hop_skip_jump(L2(), 120, 10, tries=20),
+    "ddn": lambda: attacks.ddn(L2(), 6),
+    "fmn": lambda: attacks.fmn(Linf(), 6),
+    "jsma": lambda: attacks.jsma(L0(), 8),
+    "sigma_zero": lambda: attacks.sigma_zero(L0(), 30),
     "bend": lambda: attacks.bend(Linf(0.1), explain.saliency(), 3),
     "bim": lambda: attacks.bim(L2(0.5), 3),
     "curve": lambda: attacks.curve(attacks.bim(Linf(0.1), 3, stop="success"), [0.05, 0.1]),
+    "cw": lambda: attacks.cw(Linf(), 6, 2),
+    "ead": lambda: attacks.ead(L1(), 6, 2),
+    "lbfgs": lambda: attacks.lbfgs(L2(), 2, 4),
+    "eot": lambda: attacks.eot(attacks.bim(Linf(0.1), 3), 2),
+    "deepfool": lambda: attacks.deepfool(L2(), 4),
+    "fab": lambda: attacks.fab(L1(), 4, restarts=2),
+    "fab_targeted": lambda: attacks.fab_targeted(Linf(), 4, targets=2),
     "fgsm": lambda: attacks.fgsm(Linf(0.1)),
     "ig_deletion": lambda: attacks.ig_deletion(explain.integrated_gradients(4), most=5),
     "least_likely": lambda: attacks.least_likely(L1(2.0), 3),
     "mim": lambda: attacks.mim(Linf(torch.tensor([0.1, 0.2, 0.05])), 3),
+    "nes": lambda: attacks.nes(Linf(0.1), 20, 4),
     "pgd": lambda: attacks.pgd(L0(4), 3, restarts=2, objective="margin"),
     "r_fgsm": lambda: attacks.r_fgsm(Linf(0.1)),
     "random_noise": lambda: attacks.random_noise(Linf(0.1), 2),
     "smoothgrad_attack": lambda: attacks.smoothgrad_attack(Linf(0.1), 3),
+    "simba": lambda: attacks.simba(L2(1.0), 12, "dct"),
+    "spatial": lambda: attacks.spatial(Spatial(20.0, 1.0), angles=3, shifts=3),
+    "spsa": lambda: attacks.spsa(L2(1.0), 20, 6),
+    "square": lambda: attacks.square(Linf(0.1), 12),
+    "ti_dim": lambda: attacks.ti_dim(Linf(0.1), 3, scales=2),
     "gradient_x_input": explain.gradient_x_input,
     "integrated_gradients": lambda: explain.integrated_gradients(4, 0.1),
     "lime": lambda: explain.lime(12, 3),

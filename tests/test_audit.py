@@ -165,6 +165,7 @@ def test_a_changed_attack_changes_what_reads_it_and_nothing_else(tmp_path, no_pa
         found.append({c["name"]: c["key"] for c in listed})
     changed = {name for name in found[0] if found[0][name] != found[1][name]}
     assert changed == {"pgd-linf", "stability-saliency", "strips", "check-iterative",
+                       "check-black-box", "check-masking",
                        "check-random", "check-verified", "check-worst-case"}  # fmt: skip
 
 

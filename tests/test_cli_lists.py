@@ -60,7 +60,7 @@ def test_show_tells_parameters_paper_access_and_cost() -> None:
 
 
 def test_an_unknown_name_gets_suggestions() -> None:
-    assert "did you mean pgd?" in refused("show", "pdg")
+    assert "did you mean pgd" in refused("show", "pdg")
     assert "foible list" in refused("show", "xyzzy")
 
 

@@ -27,7 +27,7 @@ from foible.parts.threats import L0, L2, Linf
 
 def recipes(room: Any) -> list[str]:
     """Public functions in lower case that take settings, not data."""
-    data = {"a", "b", "model", "explainer_model"}
+    data = {"a", "b", "data", "model", "models", "source", "explainer_model"}
     names = [n for n in room.__all__ if inspect.isfunction(getattr(room, n))]
     return [n for n in names if not data & set(inspect.signature(getattr(room, n)).parameters)]
 

@@ -25,6 +25,8 @@ FLOORS = {
 }
 PLAIN = ("core", "parts", "explain", "attacks")
 """Packages that import torch and numpy only, besides the standard library."""
+# Extras: imported inside one function of one file, with an error that says how to install them.
+EXTRAS = {("foible.parts.searches.lbfgs", "scipy.optimize.minimize")}
 ZOO_MAY_IMPORT = ("foible.core.errors",)
 ZOO_PACKAGES = ("torch", "numpy", "safetensors")
 
@@ -53,7 +55,7 @@ def faults(source: str, module: str, is_package: bool = False) -> list[str]:
     """What a module imports that it may not."""
     found, here = [], room(module)
     for line, name in imported(source, module, is_package):
-        if why := refused(here, name):
+        if (module, name) not in EXTRAS and (why := refused(here, name)):
             found.append(f"{module}:{line} imports {name}: {why}")
     return found
 

@@ -1,9 +1,16 @@
 """Attacks, as recipes: a threat, a search, an objective, a goal."""
 
+from foible.attacks.adaptive import apgd, apgd_targeted
 from foible.attacks.base import Attack, Result
+from foible.attacks.boundary_projection import deepfool, fab, fab_targeted
+from foible.attacks.cascade import Cascade, CascadeResult, Stage, StageReport
 from foible.attacks.curves import Curve, curve
+from foible.attacks.decision_based import boundary, hop_skip_jump
 from foible.attacks.deletion import ig_deletion
+from foible.attacks.ensembles import autoattack, strongest
 from foible.attacks.explanations import bend
+from foible.attacks.fast_minimum import ddn, fmn
+from foible.attacks.geometry import spatial
 from foible.attacks.gradient import (
     bim,
     fgsm,
@@ -14,20 +21,67 @@ from foible.attacks.gradient import (
     random_noise,
     smoothgrad_attack,
 )
+from foible.attacks.matrix import TransferMatrix, transfer_matrix
+from foible.attacks.penalised import cw, ead, lbfgs
+from foible.attacks.score_based import nes, simba, spsa, square
+from foible.attacks.sparse import jsma, sigma_zero
+from foible.attacks.substitutes import Substitute, Teaching, substitute
+from foible.attacks.transferring import Diverse, ti_dim, transfer
+from foible.attacks.trees import path_flip
+from foible.attacks.unrestricted import TwoClass
+from foible.attacks.unrestricted import two_class as two_class
+from foible.attacks.wrappers import eot, with_density
 
 __all__ = [
     "Attack",
+    "Cascade",
+    "CascadeResult",
     "Curve",
+    "Diverse",
     "Result",
+    "Stage",
+    "StageReport",
+    "Substitute",
+    "Teaching",
+    "TransferMatrix",
+    "TwoClass",
+    "apgd",
+    "apgd_targeted",
+    "autoattack",
     "bend",
     "bim",
+    "boundary",
     "curve",
+    "cw",
+    "ddn",
+    "deepfool",
+    "ead",
+    "eot",
+    "fab",
+    "fab_targeted",
     "fgsm",
+    "fmn",
+    "hop_skip_jump",
     "ig_deletion",
+    "jsma",
+    "lbfgs",
     "least_likely",
     "mim",
+    "nes",
+    "path_flip",
     "pgd",
     "r_fgsm",
     "random_noise",
+    "sigma_zero",
+    "simba",
     "smoothgrad_attack",
+    "spatial",
+    "spsa",
+    "square",
+    "strongest",
+    "substitute",
+    "ti_dim",
+    "transfer",
+    "transfer_matrix",
+    "with_density",
 ]

@@ -21,7 +21,7 @@ from foible.core.solver import independent_verdict, solve
 from foible.core.threat import Box, Threat
 from foible.explain.base import check_inputs
 from foible.models import as_model
-from foible.parts.objectives import CrossEntropy, Margin
+from foible.parts.objectives import CrossEntropy
 
 STOPS = ("never", "success")
 
@@ -36,6 +36,8 @@ class Result:
     "wrong" (the goal held before the attack: success True, distance 0), "fooled", "survived".
     label: (B,) the class of x. clean_label: (B,) the class of the clean input. stop: as given.
 
+    z: (B, ...) the parameters behind x, where the threat is a renderer's (`Spatial`).
+
     Of a minimum-norm attack that found nothing, x is the clean input and distance inf.
     """
 
@@ -48,6 +50,7 @@ class Result:
     label: Tensor
     clean_label: Tensor
     stop: str
+    z: Tensor | None = field(default=None, kw_only=True)
 
     @property
     def attacked(self) -> Tensor:
@@ -166,6 +169,11 @@ class Attack:
             if self.source is None:
                 return self._run(oracle, threat, rows, seed)
             searched = Oracle(as_model(self.source), len(x), self.searching)
+            if tuple(searched.bounds) != tuple(held.bounds):
+                raise InputError(
+                    f"the source's bounds are {tuple(searched.bounds)} and the attacked model's "
+                    f"{tuple(held.bounds)}: hold both with the same ones"
+                )
             with searched.session(seed):
                 return self._run(oracle, threat, rows, seed, searched)
 
@@ -173,7 +181,7 @@ class Attack:
         """Return the problem that this attack poses."""
         return Problem(
             oracle, threat, self.objective, self.goal, self.stop, self.prefer,
-            direction=self.direction, cap=self.cap,
+            direction=self.direction, cap=self.cap, draws=getattr(self.objective, "draws", 1),
         )  # fmt: skip
 
     def _run(
@@ -184,9 +192,13 @@ class Attack:
         seed: int,
         searched: Oracle | None = None,
     ) -> Result:
-        start, clean = clean_look(oracle, rows)
+        # A goal that is judged over draws takes its own clean look, and successes may not hold.
+        look = getattr(self.goal, "clean_look", None)
+        start, clean = (look or clean_look)(oracle, rows)
+        if threat.parametric:
+            rows.extra["z"] = threat.clean(rows)
         if searched is not None:
-            clean = clean_scores(searched, rows)
+            clean = clean_look(searched, rows)[1]
         rows = replace(rows, scores=clean)
         if self.reach == "least_likely" and rows.target is None:
             assert clean is not None
@@ -202,11 +214,14 @@ class Attack:
         if len(left):
             if self.prepare is not None:
                 chosen = self.prepare(problem.oracle, chosen, seed)
-            found, held = self._search(problem, chosen, seed)
+            found, held, _ = self.search_all(problem, chosen, seed)
             verdict, labels = independent_verdict(problem, chosen, found, oracle)
             if searched is None:
-                _agree(held, verdict, len(left))
+                if look is None:
+                    _agree(held, verdict, len(left))
                 verdict = verdict & held
+            if threat.parametric:
+                rows.extra["z"][left] = chosen.extra["z"]
             best_x[left], success[left], label[left] = found, verdict, labels
         distance = threat.distance(rows, best_x)
         if self.prefer is not None and isinstance(self.prefer, Closest):
@@ -219,23 +234,29 @@ class Attack:
         return Result(
             best_x, success, distance, sum_of(m.forwards for m in spent),
             sum_of(m.backwards for m in spent), status, label, start, self.stop,
+            z=rows.extra["z"] if threat.parametric else None,
         )  # fmt: skip
 
-    def _search(self, problem: Problem, rows: Rows, seed: int) -> tuple[Tensor, Tensor]:
-        """Run all restarts; a later one replaces a point only by a better one.
+    def search_all(self, problem: Problem, rows: Rows, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Run all restarts; return x (B, *shape), success (B,) and its rank (B,) of the best.
 
-        Untargeted ones on the margin go for another class each, as `Margin` says.
+        A later restart runs on the rows that are not done, and replaces a point only by a better
+        one. An objective with `for_restart(number, classes)` gives each restart its own aim.
         """
-        first = solve(problem, rows, self.search, seed=seed)
-        x, success, value = first.x, first.success, first.value
-        for restart in range(1, self.restarts):
+        aim = getattr(problem.objective, "for_restart", None)
+        x, success, value = rows.x, torch.zeros_like(rows.index, dtype=torch.bool), None
+        for restart in range(self.restarts):
             left = (~problem.done(success)).nonzero().squeeze(1)
             if len(left) == 0:
                 break
-            if isinstance(problem.objective, Margin) and problem.oracle.classes > 2:
-                rival = 1 + (restart - 1) % (problem.oracle.classes - 1)
-                problem = replace(problem, objective=Margin(rival))
+            if aim is not None:
+                problem = replace(problem, objective=aim(restart, problem.oracle.classes))
             again = solve(problem, take(rows, left), self.search, seed=seed, restart=restart)
+            if value is None:
+                x, success, value = again.x, again.success, again.value
+                if again.z is not None:
+                    rows.extra["z"] = again.z
+                continue
             better = (again.success & ~success[left]) | (
                 (again.success == success[left]) & (again.value > value[left])
             )
@@ -245,7 +266,10 @@ class Attack:
                 again.success[better],
                 again.value[better],
             )
-        return x, success
+            if again.z is not None:
+                rows.extra["z"][to] = again.z[better]
+        assert value is not None
+        return x, success, value
 
 
 def _agree(held: Tensor, verdict: Tensor, n: int) -> None:

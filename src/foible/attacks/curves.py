@@ -90,7 +90,7 @@ class Curve:
             problem = attack.problem(oracle, threat)
             if attack.prepare is not None:
                 some = attack.prepare(oracle, some, seed)
-            found, success = attack._search(problem, some, seed)
+            found, success, _ = attack.search_all(problem, some, seed)
             hit = success.nonzero().squeeze(1)
             success[hit] = independent_verdict(problem, some.take(hit), found[hit], oracle)[0]
             # A point that lies well inside its ball breaks smaller ones, too.

@@ -63,7 +63,11 @@ class Rivals:
             # Where the box holds no crossing of the linearised boundary, that class is far.
             short = reached < gap[:, place] * (1 - 1e-4)
             away[:, place] = torch.where(short, 1e6, 1.0) * length.clamp_min(1e-12)
-        measured = (gap / away).clamp_min(torch.finfo(gap.dtype).tiny)
+        # A class that leads already (a source may get a sample wrong) has no way to be measured.
+        measured = torch.where(gap > 0, gap / away, 0.0)
+        least = measured.amax(1, keepdim=True)
+        measured = torch.where(gap > 0, measured, torch.where(least > 0, least, 1.0))
+        measured = measured.clamp_min(torch.finfo(gap.dtype).tiny)
         # The slowest of the measured ones, so that a class that was not measured counts as far
         # until its score has really risen.
         scale = measured.amax(1, keepdim=True).expand_as(scores).clone()

@@ -50,7 +50,7 @@ def entries(kind: str | None = None) -> list[Entry]:
     """Return everything of one kind ("attacks", "explanations", "threats", "models"), or all.
 
     >>> [e.name for e in entries("threats")]
-    ['Deletion', 'L0', 'L1', 'L2', 'Linf']
+    ['Deletion', 'L0', 'L1', 'L2', 'Linf', 'Spatial']
     """
     if kind is not None and kind not in KINDS:
         close = get_close_matches(kind, KINDS, 1, 0.5)
@@ -70,7 +70,8 @@ def find(name: str, kind: str | None = None) -> Entry:
     'gradients'
     """
     wanted = _plain(name)
-    known = {_plain(entry.name): entry for entry in entries(kind)}
+    # A threat may share its name with the attack inside it: the attack comes first.
+    known = {_plain(entry.name): entry for entry in reversed(entries(kind))}
     if wanted in known:
         return known[wanted]
     close = [known[n].name for n in get_close_matches(wanted, known, 3, 0.5)]
@@ -89,7 +90,8 @@ def _attacks() -> Iterator[Entry]:
     for name, function in _functions(attacks):
         returned = get_type_hints(function).get("return")
         if isinstance(returned, type) and returned.__module__.startswith("foible.attacks"):
-            yield _entry("attacks", name, function, _access(_example(function)))
+            access = _access(_example(function)) or FACTS.get(name, Facts()).access
+            yield _entry("attacks", name, function, access)
 
 
 def _explanations() -> Iterator[Entry]:
@@ -112,14 +114,16 @@ def _threats() -> Iterator[Entry]:
 
 
 def _models() -> Iterator[Entry]:
-    from foible.zoo.bundled import MODELS, notes
+    from foible.zoo.bundled import MODELS, WEAK, notes
 
-    for name in MODELS:
+    for name in MODELS + WEAK:
         made = notes("weights", name)
         clean, robust = made.get("test_accuracy"), made.get("pgd40_eps_0.1_first_1000")
         line = "small CNN for Fashion-MNIST, (1, 28, 28) in [0, 1], 10 classes"
         if isinstance(clean, int | float) and isinstance(robust, int | float):
             line += f"; accuracy {clean:.1%}, {robust:.1%} under PGD at Linf 0.1"
+        if name in WEAK:
+            line = "weak defence, known to be broken: " + line
         doc = "\n".join(f"{key}: {value}" for key, value in made.items())
         yield Entry("models", f"zoo:{name}", line, "", Facts(), doc)
 
@@ -159,21 +163,33 @@ def _parameters(thing: Callable[..., Any]) -> tuple[tuple[str, str, str], ...]:
 
 def _example(function: Callable[..., Any]) -> Any:
     """Build a recipe with its defaults, to ask it what it needs; None where that fails."""
+    import torch
+
     from foible.attacks import pgd
+    from foible.core.errors import KindError
     from foible.explain import saliency
-    from foible.parts.threats import Linf
+    from foible.parts.threats import L0, L1, L2, Linf
 
     stock: dict[str, Callable[[], Any]] = {
-        "threat": lambda: Linf(0.1),
         "attack": lambda: pgd(Linf(0.1)),
         "explainer": saliency,
         "eps": lambda: [0.1],
+        "data": lambda: torch.zeros(1, 2),
     }
     parameters = inspect.signature(function).parameters.values()
     needed = [p.name for p in parameters if p.default is inspect.Parameter.empty]
-    if not set(needed) <= set(stock):
+    if not set(needed) <= {*stock, "threat"}:
         return None
-    return function(**{name: stock[name]() for name in needed})
+    kinds: tuple[Callable[[], Any], ...] = (
+        lambda: Linf(0.1), lambda: L2(0.1), lambda: L1(0.1), lambda: L0(1.0),
+    )  # fmt: skip
+    for threat in kinds:
+        stock["threat"] = threat
+        try:
+            return function(**{name: stock[name]() for name in needed})
+        except KindError:  # made for another norm
+            continue
+    return None
 
 
 def _access(example: Any) -> str:

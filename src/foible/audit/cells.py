@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,14 @@ TITLES = {
     "bim": "BIM, iterated FGSM",
     "least_likely": "Least-likely class, iterated",
     "pgd": "PGD",
+    "strongest": "Strongest, the cascade of foible",
+    "autoattack": "AutoAttack",
+    "square": "Square, scores only",
+    "hop_skip_jump": "HopSkipJump, labels only",
+    "fab": "FAB",
+    "apgd": "APGD",
+    "apgd_targeted": "APGD, class by class",
+    "fmn": "FMN, smallest change",
 }
 
 
@@ -125,14 +133,16 @@ class AttackWork:
 
     table: Mapping[str, Any]
 
-    def build(self, context: Context) -> attacks.Attack:
+    def build(self, context: Context) -> attacks.Attack | attacks.Cascade:
         """Return the attack that the table describes."""
         options = {
             k: v for k, v in self.table.items() if k not in ("name", "recipe", "norm", "eps")
         }
         threat = context.ball(self.table["norm"], self.table.get("eps"))
         try:
-            made: attacks.Attack = getattr(attacks, self.table["recipe"])(threat, **options)
+            made: attacks.Attack | attacks.Cascade = getattr(attacks, self.table["recipe"])(
+                threat, **options
+            )
         except TypeError as error:
             raise InputError(
                 f"the attack {self.table['name']!r} has an option that {self.table['recipe']} "
@@ -158,7 +168,7 @@ class AttackWork:
             "norm": self.table["norm"],
             "eps": eps,
             "stop": attack.stop,
-            "steps": attack.search.steps,
+            "steps": None if isinstance(attack, attacks.Cascade) else attack.search.steps,
             "title": self.table.get("title") or _title(recipe, self.table),
             "success_rate": rate,
             "success_n": len(fell),
@@ -167,9 +177,12 @@ class AttackWork:
             "statuses": {s: result.status.count(s) for s in ("wrong", "fooled", "survived")},
             "control": recipe == "random_noise",
         }
+        if isinstance(result, attacks.CascadeResult):
+            detail["stages"] = [asdict(stage) for stage in result.stages]
+            detail["advice"] = result.advice
         tensors = {
             "x": result.x, "success": broken, "distance": result.distance,
-            "label": result.label,
+            "label": result.label, "calls": result.forwards + result.backwards,
         }  # fmt: skip
         return Measured(
             value, len(result.x), interval, int(result.forwards.sum()),
@@ -183,46 +196,9 @@ def _title(recipe: str, table: Mapping[str, Any]) -> str:
         title += f" on the {str(table['objective']).replace('_', '-')}"
     if "steps" in table:
         title += f", {table['steps']} steps"
+    if "queries" in table:
+        title += f", {table['queries']} queries"
     return title
-
-
-@dataclass(frozen=True)
-class CurveWork:
-    """Measure accuracy against eps in one norm, and the random control beside it."""
-
-    norm: str
-    steps: int = 40
-
-    def __call__(self, context: Context) -> Measured:
-        """Bisect each sample on a grid of eight eps up to the planned one and a half."""
-        top = context.plan.radius(self.norm, context.x[0].numel())
-        eps = [float(f"{top * (i + 1) * 0.1875:.6g}") for i in range(8)]
-        attack = attacks.pgd(
-            context.ball(self.norm, eps[-1]), self.steps, objective="margin", stop="success"
-        )
-        found = attacks.curve(attack, eps)(context.model, context.x, context.y, seed=context.seed)
-        smallest, n = found.smallest, len(found.smallest)
-        forwards, backwards = int(found.forwards.sum()), int(found.backwards.sum())
-        rates, low, high, control = [], [], [], []
-        for e in eps:
-            rate, interval = accuracy(smallest > e)
-            rates.append(rate)
-            low.append(interval[0] if interval else None)
-            high.append(interval[1] if interval else None)
-            noise = attacks.random_noise(context.ball(self.norm, e))
-            random = noise(context.model, context.x, context.y, seed=context.seed)
-            control.append(random.robust_accuracy)
-            forwards += int(random.forwards.sum())
-        detail = {
-            "norm": self.norm, "eps": eps, "accuracy": rates, "low": low, "high": high,
-            "random": control,
-            "attack": f"PGD on the margin, {self.steps} steps, smallest eps a sample by bisection",
-        }  # fmt: skip
-        at = [e for e, rate in zip(eps, rates, strict=True) if rate is not None and rate < 0.5]
-        return Measured(
-            at[0] if at else None, n, None, forwards, backwards, "ok", detail,
-            {"smallest": smallest},
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from foible import attacks
 from foible.audit.cells import Context, Measured
+from foible.audit.trust import SIGNS, black_box, masking, planted
 from foible.core.access import Access
 from foible.core.explainer import Field
 from foible.core.oracle import Oracle
@@ -226,8 +227,14 @@ def worst_case(context: Context) -> Verdict:
 
 
 _BLIND = (
-    'Use objective="margin", more steps and restarts. Where the model rounds, quantises or adds '
-    "noise, attack a copy without that layer and test its adversarials on the model."
+    'Use objective="margin" or "dlr" (no scale of the logits changes them), more steps and '
+    "restarts. Where a layer rounds or quantises, attack foible.models.bpda(net, at=...), which "
+    "passes gradients through it; where the model is random, foible.attacks.eot(attack). Then "
+    "attack without gradients: foible.attacks.square."
+)
+_RANDOM = (
+    "The model is random at test time: one forward judges luck. Attack the mean over draws with "
+    "foible.attacks.eot(attack, samples=20) or autoattack(threat, 'rand')."
 )
 
 CHECKS: tuple[Check, ...] = (
@@ -244,8 +251,7 @@ CHECKS: tuple[Check, ...] = (
           "Declare the bounds of your data (--bounds), e.g. 0 255 for raw pixels: eps and the box "
           "are in these units."),
     Check("check-determinism", "The same input gives the same scores", deterministic,
-          "The model is random at test time: wrap a net that averages several draws (or fixes its "
-          "random state), else the attack chases noise.", ("*",)),
+          _RANDOM, ("*",)),
     Check("check-gradients", "Gradients are there", gradients, _BLIND, ("*",)),
     Check("check-iterative", "Many steps are at least as strong as one", iterative, _BLIND,
           ("fgsm-linf", "pgd-linf"), ("fgsm-linf", "pgd-linf")),
@@ -260,6 +266,11 @@ CHECKS: tuple[Check, ...] = (
     Check("check-verified", "Successes hold in a second forward", verified,
           "The model depends on its batch or on rounding: use evaluation mode, or float64.",
           ("pgd-linf",), ("pgd-linf",)),
+    Check("check-planted", "A planted adversarial is found", planted, _BLIND, ("*",), cost=0.5),
+    Check("check-black-box", "A black box breaks nothing that PGD left", black_box, _BLIND,
+          ("pgd-linf", "pgd-margin-linf"), ("pgd-linf",), cost=2),
+    Check("check-masking", "No sign of masked gradients", masking, _BLIND, ("*",),
+          ("fgsm-linf", "pgd-linf", *SIGNS)),
     Check("check-worst-case", "One attack is nearly the worst case over all", worst_case,
           "No single attack is strong enough here: quote the worst case over attacks, and add "
           "restarts and objectives (preset full).", ("pgd-linf", "pgd-margin-linf"), EVERY_ATTACK),

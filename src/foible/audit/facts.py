@@ -10,7 +10,7 @@ _SURVEY = "Adversarial Attacks and Defenses: An Interpretation Perspective"
 @dataclass(frozen=True)
 class Facts:
     """cite, title: the paper; rows: of the survey's table; forwards, backwards: cost a sample,
-    in the recipe's own parameters.
+    in the recipe's own parameters. access: where no recipe can be built to be asked.
     """
 
     cite: str = ""
@@ -18,6 +18,7 @@ class Facts:
     rows: tuple[str, ...] = ()
     forwards: str = ""
     backwards: str = ""
+    access: str = ""
 
 
 # An attack pays one forward for the clean label, one for its last point and one for the verdict.
@@ -43,6 +44,18 @@ FACTS: dict[str, Facts] = {
         "Towards Deep Learning Models Resistant to Adversarial Attacks",
         ("S2", "S3", "S6"), "restarts * (steps + 1) + 2", "restarts * steps",
     ),
+    "apgd": Facts(
+        "Croce and Hein 2020",
+        "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse "
+        "Parameter-free Attacks",
+        ("A25",), "restarts * (steps + 1) + 2", "restarts * steps",
+    ),
+    "apgd_targeted": Facts(
+        "Croce and Hein 2020",
+        "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse "
+        "Parameter-free Attacks",
+        ("A25",), "targets * (steps + 1) + 2", "targets * steps",
+    ),
     "mim": Facts(
         "Dong et al. 2018", "Boosting Adversarial Attacks with Momentum",
         (), "steps + 3", "steps",
@@ -51,15 +64,138 @@ FACTS: dict[str, Facts] = {
         "Liu et al. 2020", f"{_SURVEY}, 3.1.1",
         ("A5",), "steps * (samples + 1) + 3", "steps * samples",
     ),
+    "deepfool": Facts(
+        "Moosavi-Dezfooli et al. 2016",
+        "DeepFool: A Simple and Accurate Method to Fool Deep Neural Networks",
+        (), "2 * steps + 6 at most", "10 * steps at most",
+    ),
+    "fab": Facts(
+        "Croce and Hein 2020",
+        "Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
+        ("A25",), "restarts * (steps + 4) + 3", "restarts * steps * 10",
+    ),
+    "fab_targeted": Facts(
+        "Croce and Hein 2020",
+        "Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
+        ("A25",), "targets * restarts * (steps + 4) + 2", "targets * restarts * steps",
+    ),
     "ig_deletion": Facts(
         "Liu et al. 2020", f"{_SURVEY}, Eq. 11 and 12",
         ("A6", "S8"), "50 + deleted features + 2", "50",
+    ),
+    "eot": Facts(
+        "Athalye et al. 2018",
+        "Obfuscated Gradients Give a False Sense of Security: Circumventing Defenses to "
+        "Adversarial Examples", ("A11",), "samples * its attack's", "samples * its attack's",
+    ),
+    "with_density": Facts(
+        "Biggio et al. 2013", "Evasion Attacks against Machine Learning at Test Time",
+        ("A8",), "its attack's", "its attack's",
+    ),
+    "spatial": Facts(
+        "Engstrom et al. 2019", "Exploring the Landscape of Spatial Robustness",
+        ("A23",), "angles * shifts**2 + 1", "0",
+    ),
+    "square": Facts(
+        "Andriushchenko et al. 2020",
+        "Square Attack: a Query-Efficient Black-Box Adversarial Attack via Random Search",
+        ("A25",), "at most queries", "0",
+    ),
+    "nes": Facts(
+        "Ilyas et al. 2018",
+        "Black-box Adversarial Attacks with Limited Queries and Information",
+        (), "at most queries", "0",
+    ),
+    "spsa": Facts(
+        "Uesato et al. 2018", "Adversarial Risk and the Dangers of Evaluating Against Weak Attacks",
+        ("A23",), "at most queries", "0",
+    ),
+    "simba": Facts(
+        "Guo et al. 2019", "Simple Black-box Adversarial Attacks", (), "at most queries", "0",
+    ),
+    "ti_dim": Facts(
+        "Dong et al. 2019",
+        "Evading Defenses to Transferable Adversarial Examples by Translation-Invariant Attacks",
+        ("A10",), "steps * (scales + 1) + 3", "steps * scales",
+    ),
+    "transfer": Facts(
+        "Papernot et al. 2016",
+        "Transferability in Machine Learning: from Phenomena to Black-Box Attacks using "
+        "Adversarial Samples", ("A10", "S6"), "2, and its attack's on the source",
+        "its attack's on the source", "labels",
+    ),
+    "transfer_matrix": Facts(
+        "Papernot et al. 2016",
+        "Transferability in Machine Learning: from Phenomena to Black-Box Attacks using "
+        "Adversarial Samples", ("A10",), "its attack's, and 2 a pair of models", "its attack's",
+        "labels",
+    ),
+    "path_flip": Facts(
+        "Papernot et al. 2016",
+        "Transferability in Machine Learning: from Phenomena to Black-Box Attacks using "
+        "Adversarial Samples", ("A10",), "3", "0", "labels",
+    ),
+    "substitute": Facts(
+        "Papernot et al. 2017", "Practical Black-Box Attacks against Machine Learning",
+        ("A9",), "2 ** (rounds - 1) labels a seed", "0", "labels",
+    ),
+    "autoattack": Facts(
+        "Croce and Hein 2020",
+        "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse "
+        "Parameter-free Attacks",
+        ("A25",), "at most about 8,800 of a survivor (standard)", "at most 2,000",
+    ),
+    "strongest": Facts(
+        "none, a cascade", "", (), "about 150 on a hardened model, 4 on a standard one",
+        "about 145 and 2",
+    ),
+    "boundary": Facts(
+        "Brendel et al. 2018",
+        "Decision-Based Adversarial Attacks",
+        ("S6",), "queries", "0",
+    ),
+    "hop_skip_jump": Facts(
+        "Chen et al. 2020",
+        "HopSkipJumpAttack: A Query-Efficient Decision-Based Attack",
+        ("S6",), "queries", "0",
+    ),
+    "ddn": Facts(
+        "Rony et al. 2019",
+        "Decoupling Direction and Norm for Efficient Gradient-Based L2 Adversarial Attacks",
+        ("S2",), "steps + 4", "steps + 10",
+    ),
+    "fmn": Facts(
+        "Pintor et al. 2021",
+        "Fast Minimum-norm Adversarial Attacks through Adaptive Norm Constraints",
+        ("S2",), "steps + 4 (124 in L0)", "steps + 10",
+    ),
+    "sigma_zero": Facts(
+        "Cinà et al. 2024",
+        "Sigma-zero: Gradient-based Optimization of l0-norm Adversarial Examples",
+        ("S2",), "steps + 124 at most", "steps + 10",
+    ),
+    "jsma": Facts(
+        "Papernot et al. 2016", "The Limitations of Deep Learning in Adversarial Settings",
+        ("S2",), "2 * pairs + 134 at most", "2 * pairs + 20 at most",
     ),
     "random_noise": Facts(
         "none, a control", "", (), "points + 2", "0",
     ),
     "curve": Facts(
         "none, bisection", "", (), "about log2(grid) runs of its attack", "the same",
+    ),
+    "cw": Facts(
+        "Carlini and Wagner 2017", "Towards Evaluating the Robustness of Neural Networks",
+        ("S2",), "steps * searches + 11 at most", "steps * searches + 10 at most",
+    ),
+    "ead": Facts(
+        "Chen et al. 2018",
+        "EAD: Elastic-Net Attacks to Deep Neural Networks via Adversarial Examples",
+        (), "steps * searches + 11 at most", "steps * searches + 10 at most",
+    ),
+    "lbfgs": Facts(
+        "Szegedy et al. 2014", "Intriguing Properties of Neural Networks",
+        ("A2",), "about searches * iterations * 1.2 + 11", "about searches * iterations * 1.2 + 10",
     ),
     "bend": Facts(
         "Dombrowski et al. 2019",

@@ -12,6 +12,7 @@ import numpy as np
 
 from foible.audit.reading import Cell, Run, real, reals
 from foible.audit.sections import class_name, input_bounds, models, spoiled
+from foible.audit.spending import leaders, smallest
 from foible.audit.wording import MISSING, NORMS, fraction, percent, score
 from foible.figures import (
     BENT_COLUMNS,
@@ -254,7 +255,10 @@ def curves(run: Run) -> list[Part]:
                 continue
             norm, attack = str(cell.detail.get("norm", "")), str(cell.detail.get("attack") or "")
             columns = {k: _column(cell, k, len(eps)) for k in ("accuracy", "low", "high", "random")}
-            table.append({**model, "points": list(zip(eps, *columns.values(), strict=True))})
+            table.append(
+                {**model, "points": list(zip(eps, *columns.values(), strict=True))}
+                | {"leaders": leaders(cell, eps), "smallest": smallest(cell)}
+            )
             points = _from_clean(run, cell, eps, columns)
             x, place_in = points.pop("eps"), model["index"]
             if any(v is not None for v in columns["random"]):

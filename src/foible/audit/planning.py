@@ -66,8 +66,9 @@ class Plan:
             {"name": "mim-linf", "recipe": "mim", "norm": "linf"},
             {"name": "pgd-linf", "recipe": "pgd", "norm": "linf", "steps": 40},
             _margin("linf", full),
+            {"name": "strongest-linf", "recipe": "strongest", "norm": "linf"},
             {"name": "random-l2", "recipe": "random_noise", "norm": "l2", "points": 1},
-            _margin("l2", full),
+            {"name": "strongest-l2", "recipe": "strongest", "norm": "l2"},
             _margin("l1", full),
         ]
         if full:
@@ -76,7 +77,16 @@ class Plan:
                 {"name": "least_likely-linf", "recipe": "least_likely", "norm": "linf"},
                 {"name": "pgd-dlr-linf", "recipe": "pgd", "norm": "linf", "steps": 100,
                  "objective": "dlr", "stop": "success"},
+                {"name": "autoattack-linf", "recipe": "autoattack", "norm": "linf"},
+                {"name": "square-linf", "recipe": "square", "norm": "linf", "queries": 1000},
+                {"name": "hop_skip_jump-linf", "recipe": "hop_skip_jump", "norm": "linf",
+                 "queries": 1000},
                 {"name": "fgsm-l2", "recipe": "fgsm", "norm": "l2"},
+                _margin("l2", full),
+                {"name": "autoattack-l2", "recipe": "autoattack", "norm": "l2"},
+                {"name": "hop_skip_jump-l2", "recipe": "hop_skip_jump", "norm": "l2",
+                 "queries": 1000},
+                {"name": "strongest-l1", "recipe": "strongest", "norm": "l1"},
             ]  # fmt: skip
         thresholds = (
             {"what": "accuracy", "at_least": 0.8},

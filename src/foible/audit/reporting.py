@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from foible.audit import pictures, sections
+from foible.audit import pictures, sections, spending
 from foible.audit.reading import SCHEMA, Run, read_run
 from foible.audit.verdicts import derived
 from foible.audit.wording import count, fraction, number, percent, score, span
@@ -84,6 +84,7 @@ def render(run: Run) -> str:
         bends=pictures.bends(run),
         curves=pictures.curves(run),
         attacks=sections.attacks(run),
+        spending=spending.spending(run),
         examples=pictures.examples(run),
         stability=pictures.stability(run),
         checks=sections.checks(run),

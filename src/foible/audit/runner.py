@@ -20,6 +20,7 @@ from foible.audit import thesis
 from foible.audit.bar import Bar
 from foible.audit.cells import Cell, Context, Measured
 from foible.audit.checks import CHECKS, EVERY_ATTACK
+from foible.audit.distances import CurveWork
 from foible.audit.log import SCHEMA, Log, write_atomically
 from foible.audit.planning import Plan
 from foible.core.access import Access
@@ -60,7 +61,13 @@ def plan_cells(plan: Plan) -> list[Cell]:
         )
         out.append(Cell("attack", table["name"], dict(table), work.AttackWork(table), cost=cost))
     for norm in plan.curves:
-        out.append(Cell("curve", f"curve-{norm}", {"norm": norm}, work.CurveWork(norm), cost=12))
+        read = tuple(
+            str(t["name"]) for t in plan.attacks
+            if t["norm"] == norm and t["recipe"] != "random_noise"
+        )  # fmt: skip
+        made = CurveWork(norm, 60 if plan.name == "quick" else 300, read)
+        part = {"norm": norm, "steps": made.steps}
+        out.append(Cell("curve", f"curve-{norm}", part, made, read, cost=10))
     if plan.thesis:
         for name, page, cost in (
             ("follow", thesis.follow, 16.0), ("distance", thesis.distance, 8.0),
@@ -70,9 +77,9 @@ def plan_cells(plan: Plan) -> list[Cell]:
     names = tuple(str(table["name"]) for table in plan.attacks)
     after = ("pgd-linf",) if "pgd-linf" in names else ()
     for explainer in plan.explanations:
-        made = work.StabilityWork(explainer)
+        stable = work.StabilityWork(explainer)
         cost = 0.3 if explainer in ("saliency", "gradient_x_input") else 7.0
-        out.append(Cell("stability", f"stability-{explainer}", {}, made, after, cost))
+        out.append(Cell("stability", f"stability-{explainer}", {}, stable, after, cost))
     out.append(Cell("strips", "strips", {}, work.StripsWork(), after, 0.5))
     if plan.checks:
         for c in CHECKS:

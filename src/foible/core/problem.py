@@ -12,6 +12,7 @@ from torch import Tensor
 from foible.core.access import Access
 from foible.core.explainer import Explainer
 from foible.core.oracle import Oracle
+from foible.core.randomness import Draw
 from foible.core.rows import Rows
 from foible.core.threat import Threat
 
@@ -19,8 +20,12 @@ from foible.core.threat import Threat
 class View:
     """One point of the search, lazily: rows, z, x_adv, and the scores at x_adv (on the graph).
 
-    scores: what is already known of the point, so that it is not paid for twice.
+    scores: what is already known of the point, so that it is not paid for twice. draw: the
+    randomness of this step, for objectives that average over transformations; None outside of
+    a search.
     """
+
+    draw: Draw | None = None
 
     def __init__(
         self,
@@ -104,7 +109,9 @@ class Problem:
     replaces the gradient of the objective. prefer: ranks points of equal verdict; None is the
     objective itself; with `Closest` only successes are kept. stop: "never" or "success" (drop a
     sample once its goal is reached). cap: the most forwards a row may cost, clean forward and
-    final verification included; None for no limit.
+    final verification included; None for no limit. before: (N,) forwards of each row that count
+    against no cap, of earlier attacks on the same oracle. draws: how many forwards one look at a
+    point costs, where the objective averages over draws.
     """
 
     oracle: Oracle
@@ -116,6 +123,8 @@ class Problem:
     judge: Oracle | None = None
     direction: Explainer | None = None
     cap: int | None = None
+    before: Tensor | None = None
+    draws: int = 1
 
     def done(self, reached: Tensor) -> Tensor:
         """Return which rows leave the batch, from which have reached the goal."""

@@ -18,10 +18,10 @@ _MASK = (1 << 64) - 1
 
 def _mix(value: np.ndarray) -> np.ndarray:
     """Scramble 64-bit integers (the finaliser of splitmix64, Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(value ^ (value >> np.uint64(31)))
+    # Arrays of unsigned integers wrap around without a warning, as is meant here.
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.asarray(value ^ (value >> np.uint64(31)))
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,15 @@ class Draw:
 
     def seeds(self) -> list[int]:
         """Return one 64-bit seed a row."""
+        return [int(k) for k in self._keys()]
+
+    def _keys(self) -> np.ndarray:
         key = np.full(len(self.ids), (self.rng.seed * 0x9E3779B97F4A7C15) & _MASK, np.uint64)
         key = _mix(key + np.uint64(self.rng.stream & _MASK))
         for part in (self.ids, self.step):
-            with np.errstate(over="ignore"):
-                add = part.detach().cpu().numpy().astype(np.int64).view(np.uint64)
-                key = _mix(key * np.uint64(3) + add + np.uint64(1))
-        return [int(k) for k in key]
+            add = part.detach().cpu().numpy().astype(np.int64).view(np.uint64)
+            key = _mix(key * np.uint64(3) + add + np.uint64(1))
+        return key
 
     def _fill(self, out: Tensor, fill: Callable[[Tensor, torch.Generator], object]) -> Tensor:
         generator = torch.Generator()
@@ -92,10 +94,9 @@ class Draw:
 
         For searches that need a few numbers a row at every step; `uniform` fills large tensors.
         """
-        keys = np.array(self.seeds(), dtype=np.uint64)[:, None]
-        with np.errstate(over="ignore"):
-            lanes = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-            bits = _mix(keys + lanes) >> np.uint64(11)
+        keys = self._keys()[:, None]
+        lanes = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        bits = _mix(keys + lanes) >> np.uint64(11)
         return torch.from_numpy(bits.astype(np.float64) * 2.0**-53).to(self.ids.device)
 
     def bernoulli(self, shape: tuple[int, ...], p: float) -> Tensor:

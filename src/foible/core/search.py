@@ -58,6 +58,11 @@ class Search(ABC):
     steps: int
     access: Access = Access.GRADIENTS
 
+    @property
+    def strays(self) -> bool:
+        """Whether it may evaluate points outside of the threat; those are never kept."""
+        return False
+
     @abstractmethod
     def init(self, problem: Problem, rows: Rows, draw: Draw) -> Any:
         """Return the state of fresh rows."""

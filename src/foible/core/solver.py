@@ -7,7 +7,7 @@ needed and the batch stays full.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,19 +17,23 @@ from foible.core.explainer import Field
 from foible.core.oracle import Oracle
 from foible.core.problem import Closest, Problem, View
 from foible.core.progress import tick
-from foible.core.randomness import Rng
+from foible.core.randomness import Draw, Rng
 from foible.core.rows import Rows, join, take
 from foible.core.search import Evaluation, Search
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The best point of each row: x (N, *shape), success (N,), value (N,), steps (N,) int64."""
+    """The best point of each row: x (N, *shape), success (N,), value (N,), steps (N,) int64.
+
+    z: (N, ...) the parameters behind x, of a parametric threat; else None.
+    """
 
     x: Tensor
     success: Tensor
     value: Tensor
     steps: Tensor
+    z: Tensor | None = None
 
 
 class _Best:
@@ -37,16 +41,25 @@ class _Best:
 
     def __init__(self, rows: Rows) -> None:
         self.x = rows.x.clone()
+        held = rows.extra.get("z")
+        self.z = None if held is None else held.clone()
         self.success = torch.zeros(len(rows), dtype=torch.bool, device=rows.x.device)
         self.rank = torch.full_like(self.success, float("-inf"), dtype=torch.float64)
 
     def offer(
-        self, index: Tensor, x: Tensor, success: Tensor, rank: Tensor, *, repeats: bool = False
+        self,
+        index: Tensor,
+        x: Tensor,
+        success: Tensor,
+        rank: Tensor,
+        *,
+        repeats: bool = False,
+        z: Tensor | None = None,
     ) -> None:
         """Take each point that is better than the one held; repeats: rows may come twice."""
         rank = rank.double()
         held, held_rank = self.success[index], self.rank[index]
-        better = (success & ~held) | ((success == held) & (rank > held_rank))
+        better = torch.where(success == held, rank > held_rank, success)
         where = better.nonzero().squeeze(1)
         if where.numel() == 0:
             return
@@ -61,14 +74,16 @@ class _Best:
             pick = order[last]
             index, rank, success, where = index[pick], rank[pick], success[pick], where[pick]
         self.x[index] = x[where]
+        if self.z is not None and z is not None:
+            self.z[index] = z[where]
         self.rank[index], self.success[index] = rank, success
 
 
 class _Evaluator:
     """`evaluate` for the rows that are active now."""
 
-    def __init__(self, problem: Problem, best: _Best, rng: Rng) -> None:
-        self.problem, self.best, self.rng = problem, best, rng
+    def __init__(self, problem: Problem, best: _Best, rng: Rng, strays: bool) -> None:
+        self.problem, self.best, self.rng, self.strays = problem, best, rng, strays
         self.places = torch.zeros(len(problem.oracle.meter.forwards), dtype=torch.int64)
 
     def hold(self, rows: Rows, slots: Tensor, step: Tensor) -> None:
@@ -90,7 +105,7 @@ class _Evaluator:
             self.places[index] = torch.arange(len(index))
             places = self.places[rows.index.cpu()].to(slots.device)
             slots, step = slots[places], step[places]
-        allowed = self._allowed(rows)
+        allowed = self._allowed(rows, repeats)
         if allowed is None:
             return self._query(z, rows, slots, step, need, classes, repeats)
         n, which = len(rows), allowed.nonzero().squeeze(1)
@@ -112,11 +127,14 @@ class _Evaluator:
         value = value.index_copy(0, which, some.value.to(value.dtype))
         return Evaluation(value, success, spread(some.scores), spread(some.grad))
 
-    def _allowed(self, rows: Rows) -> Tensor | None:
+    def _allowed(self, rows: Rows, repeats: bool) -> Tensor | None:
         """Return which points (B,) the cap still allows; None: all of them."""
         left = self.left(rows)
         if left is None:
             return None
+        if not repeats or len(rows) == 1:
+            once = left > 0
+            return None if bool(once.all()) else once
         # The how-many-eth point of its row each one is, in this query.
         order = torch.argsort(rows.index, stable=True)
         ranked = rows.index[order]
@@ -128,11 +146,16 @@ class _Evaluator:
         return None if bool(allowed.all()) else allowed
 
     def left(self, rows: Rows) -> Tensor | None:
-        """Return how many forwards (B,) each row has left, the final verification set aside."""
+        """Return how many points (B,) each row may still ask, the final verification set aside."""
         cap, meter = self.problem.cap, self.problem.oracle.meter
         if cap is None:
             return None
-        return (cap - 1 - meter.forwards[rows.index.cpu()]).to(rows.index.device)
+        draws = self.problem.draws
+        spent = meter.forwards[rows.index.cpu()]
+        if self.problem.before is not None:
+            spent = spent - self.problem.before[rows.index.cpu()]
+        left = (cap - draws - spent).to(rows.index.device)
+        return left if draws == 1 else left // draws
 
     def _query(
         self,
@@ -150,17 +173,18 @@ class _Evaluator:
             with torch.enable_grad():
                 leaf = z.detach().requires_grad_()
                 view = View(problem.oracle, rows, problem.threat.render(rows, leaf), leaf)
+                view.draw = self._draw(rows, step)
+                value = problem.objective(view)
                 if need == "jacobian":
                     assert classes is not None
                     grad = problem.oracle.class_grads(view.scores, classes, leaf, rows)
-                    value = problem.objective(view)
                 else:
-                    value = problem.objective(view)
                     (grad,) = problem.oracle.grad(value, (leaf,), rows)
         else:
             with torch.no_grad():
                 x_adv = problem.threat.render(rows, z)
                 view = View(problem.oracle, rows, x_adv, z)
+                view.draw = self._draw(rows, step)
                 value = problem.objective(view)
             if need == "grad":
                 grad = self._direction(rows, x_adv, step)
@@ -172,17 +196,33 @@ class _Evaluator:
         explainer = self.problem.direction
         assert explainer is not None
         oracle = self.problem.oracle
-        field = Field(oracle, self.problem.objective, oracle.chunk(rows.x))
+        score, draws = self.problem.objective, self.problem.draws
+        if hasattr(score, "draws"):
+            at = dict(zip(rows.index.tolist(), step.tolist(), strict=True))
+
+            def score(view: View) -> Tensor:
+                steps = torch.tensor([at[place] for place in view.rows.index.tolist()])
+                view.draw = self._draw(view.rows, steps)
+                return self.problem.objective(view)
+
+        field = Field(oracle, score, max(1, oracle.chunk(rows.x) // draws))
         draw = self.rng.split(7).at(rows.id, step)
         return explainer.attribute(field, rows.at(x_adv), draw).detach()
+
+    def _draw(self, rows: Rows, step: Tensor) -> Draw:
+        """Return the randomness of this step, for an objective that averages over it."""
+        return self.rng.split(11).at(rows.id, step)
 
     def _judge(
         self, view: View, slots: Tensor, value: Tensor, repeats: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Return the verdict and the scores behind it; offer the points to the best."""
-        problem, rows, x_adv = self.problem, view.rows, view.x_adv.detach()
+        problem, rows, x_adv, draw = self.problem, view.rows, view.x_adv.detach(), view.draw
+        if problem.threat.parametric and view.z is not None:
+            view.rows = rows = replace(rows, extra={**rows.extra, "z": view.z.detach()})
         if problem.judge is not None:
             view = View(problem.judge, rows, x_adv, view.z)
+            view.draw = draw
         success = problem.goal(view)
         if bool(success.any()):
             # The float64 verdict on the threat is only worth its cost where the goal holds.
@@ -195,10 +235,13 @@ class _Evaluator:
             rank = value
         else:
             rank = problem.prefer(view).detach()
+        if self.strays and not smallest:
+            # A stronger point outside of the threat is no answer.
+            rank = rank.masked_fill(~problem.threat.contains(rows, x_adv), float("-inf"))
         if smallest:
             # A failure is no small perturbation: only successes have a distance.
             rank = rank.masked_fill(~success, float("-inf"))
-        self.best.offer(slots, x_adv, success, rank, repeats=repeats)
+        self.best.offer(slots, x_adv, success, rank, repeats=repeats, z=rows.extra.get("z"))
         return success, None if view._scores is None else view._scores.detach()
 
 
@@ -215,8 +258,8 @@ def solve(
     best, rng = _Best(rows), Rng(seed).split(restart)
     if n == 0:
         return Outcome(best.x, best.success, best.rank, torch.zeros(0, dtype=torch.int64))
-    evaluate = _Evaluator(problem, best, rng)
-    width = max(1, problem.oracle.chunk(rows.x))
+    evaluate = _Evaluator(problem, best, rng, search.strays)
+    width = max(1, problem.oracle.chunk(rows.x) // problem.draws)
     taken = torch.zeros(n, dtype=torch.int64, device=rows.x.device)
     waiting = 0
     active = torch.empty(0, dtype=torch.int64, device=rows.x.device)
@@ -234,18 +277,19 @@ def solve(
             current = rows.take(active) if len(active) < n else rows
         if len(active) == 0:
             break
-        evaluate.hold(current, active, taken[active])
-        draw = rng.at(current.id, taken[active])
-        state = search.step(problem, current, evaluate, state, draw)
-        taken[active] += 1
+        step = taken[active]
+        evaluate.hold(current, active, step)
+        state = search.step(problem, current, evaluate, state, rng.at(current.id, step))
+        taken[active] = step + 1
         finished = problem.done(best.success[active])
-        over = (taken[active] >= search.steps) & ~finished
+        over = step + 1 >= search.steps
         left = evaluate.left(current)
         if left is not None:
-            over = over | ((left <= 0) & ~finished)
+            over = over | (left <= 0)
         ended = search.ended(state)
         if ended is not None:
-            over = over | (ended & ~finished)
+            over = over | ended
+        over = over & ~finished
         if bool(over.any()):
             # The point after the last move has not been judged yet.
             last = over.nonzero().squeeze(1)
@@ -256,7 +300,7 @@ def solve(
             stay = (~gone).nonzero().squeeze(1)
             active, state, current = active[stay], take(state, stay), current.take(stay)
             tick(int(gone.sum()))
-    return Outcome(best.x, best.success, best.rank, taken)
+    return Outcome(best.x, best.success, best.rank, taken, best.z)
 
 
 def independent_verdict(

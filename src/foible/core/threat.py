@@ -33,10 +33,14 @@ class Threat(ABC):
 
     z is the variable that is searched over; `render` turns it into an input. All methods take
     Rows, whose eps and x they read; they hold no per-sample tensor themselves.
+
+    parametric: z is a few parameters of a renderer, which x_adv alone does not tell: they are kept
+    beside each point, and `contains` and `distance` find them in `rows.extra["z"]`.
     """
 
     box: Box | None = None
     scope: ClassVar[str] = "each"
+    parametric: ClassVar[bool] = False
 
     def inside(self, bounds: tuple[float, float]) -> Self:
         """Bind the model's bounds, unless the threat came with a box of its own."""

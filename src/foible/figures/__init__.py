@@ -6,6 +6,7 @@ changes.
 
 from __future__ import annotations
 
+from foible.figures.costs import DASHES, Bar, Steps, share_bars, step_chart
 from foible.figures.curves import Curve, labelled_lines, line_chart
 from foible.figures.dots import Dot, DotRow, dot_rows
 from foible.figures.maps import (
@@ -30,10 +31,13 @@ from foible.figures.thesis import distance_scatter, measured_pairs, padded_limit
 
 __all__ = [
     "BENT_COLUMNS",
+    "DASHES",
     "STRIP_COLUMNS",
+    "Bar",
     "Curve",
     "Dot",
     "DotRow",
+    "Steps",
     "amplification",
     "bent_tiles",
     "distance_scatter",
@@ -49,9 +53,11 @@ __all__ = [
     "padded_limits",
     "picture_pixels",
     "png_uri",
+    "share_bars",
     "shared_scale",
     "signed_pixels",
     "signed_tile",
+    "step_chart",
     "strip_tiles",
     "walk_chart",
 ]

@@ -1,6 +1,19 @@
 """Ways to hold a model."""
 
+from foible.models.ensembles import Ensemble, ensemble
+from foible.models.estimators import Estimator, estimator
 from foible.models.holding import TorchModel, as_model, wrap
 from foible.models.twins import softplus_twin
+from foible.models.wrappers import bpda
 
-__all__ = ["TorchModel", "as_model", "softplus_twin", "wrap"]
+__all__ = [
+    "Ensemble",
+    "Estimator",
+    "TorchModel",
+    "as_model",
+    "bpda",
+    "ensemble",
+    "estimator",
+    "softplus_twin",
+    "wrap",
+]

@@ -5,7 +5,7 @@ Where rows have a target, each rises towards it; else each rises away from the l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,16 +13,26 @@ from torch import Tensor
 
 from foible.core.errors import InputError
 from foible.core.problem import Objective, View
+from foible.core.rows import Rows
 
 
 def _other(scores: Tensor, label: Tensor) -> Tensor:
     """Return the largest score (B,) of any class but `label`."""
-    mask = F.one_hot(label, scores.shape[1]).bool()
-    return scores.masked_fill(mask, float("-inf")).amax(1)
+    return scores.scatter(1, label[:, None], float("-inf")).amax(1)
 
 
 def _of(scores: Tensor, label: Tensor) -> Tensor:
     return scores.gather(1, label[:, None]).squeeze(1)
+
+
+def rival_class(rows: Rows, place: int) -> Tensor:
+    """Return the place-th rival class (B,), counted from 1: by nearness if known, else by score."""
+    rank = rows.extra.get("rank")
+    if rank is not None and place <= rank.shape[1]:
+        return rank[:, place - 1]
+    assert rows.scores is not None
+    others = rows.scores.scatter(1, rows.y[:, None], float("-inf"))
+    return others.argsort(dim=1, descending=True)[:, place - 1]
 
 
 @dataclass(frozen=True)
@@ -50,9 +60,16 @@ class Margin:
     best other class need not be the nearest one, and from its corner of the ball there is no way
     up to another's: restarts of an untargeted attack on the margin therefore aim at one class
     each (Gowal et al. 2019, multi-targeted). On a linear model one restart a class is exact.
+    Where `rows.extra["rank"]` holds the nearest classes (attacks.rivals), those are the order.
     """
 
     rival: int | None = None
+
+    def for_restart(self, restart: int, classes: int) -> Margin:
+        """Return the aim of a restart: the first takes the best other class, whichever it is."""
+        if restart == 0 or classes < 3:
+            return Margin(self.rival)
+        return Margin(1 + (restart - 1) % (classes - 1))
 
     def __call__(self, view: View) -> Tensor:
         """Return (B,)."""
@@ -60,9 +77,7 @@ class Margin:
         if rows.target is not None:
             return _of(scores, rows.target) - _other(scores, rows.target)
         if self.rival is not None and rows.scores is not None:
-            others = rows.scores.scatter(1, rows.y[:, None], float("-inf"))
-            place = others.argsort(dim=1, descending=True)[:, self.rival - 1]
-            return _of(scores, place) - _of(scores, rows.y)
+            return _of(scores, rival_class(rows, self.rival)) - _of(scores, rows.y)
         return _other(scores, rows.y) - _of(scores, rows.y)
 
 
@@ -108,6 +123,43 @@ class DLR:
             return -(label - _of(scores, rows.target)) / gap.clamp_min(1e-12)
         gap = top[:, 0] - top[:, 2]
         return -(label - _other(scores, rows.y)) / gap.clamp_min(1e-12)
+
+
+@dataclass(frozen=True)
+class EachRival:
+    """The margin, or its DLR form, of one rival class a restart: AutoAttack's targeted runs.
+
+    loss: "dlr" or "margin". first: the place of the first restart's class among the others (by
+    clean score, or nearest first where `rows.extra["rank"]` is known), the next restart takes the
+    next one, and so on. place: of this restart. With a target it goes for that.
+    """
+
+    loss: str = "dlr"
+    first: int = 1
+    place: int = 1
+
+    def for_restart(self, restart: int, classes: int) -> EachRival:
+        """Return the aim of a restart."""
+        return replace(self, place=1 + (self.first - 1 + restart) % max(1, classes - 1))
+
+    def __call__(self, view: View) -> Tensor:
+        """Return (B,)."""
+        scores, rows = view.scores, view.rows
+        if rows.target is not None:
+            return DLR()(view) if self.loss == "dlr" else Margin()(view)
+        gain = _of(scores, rival_class(rows, self.place)) - _of(scores, rows.y)
+        return gain / _spread(scores) if self.loss == "dlr" else gain
+
+
+def _spread(scores: Tensor) -> Tensor:
+    """Return the targeted DLR's unit (B,): the best score above the mean of third and fourth."""
+    if scores.shape[1] < 4:
+        raise InputError(
+            f"the targeted DLR loss needs 4 classes and the model has {scores.shape[1]}: "
+            'use objective="margin"'
+        )
+    top = scores.topk(4, dim=1).values
+    return (top[:, 0] - 0.5 * (top[:, 2] + top[:, 3])).clamp_min(1e-12)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_ORDER = {"linf": float("inf"), "l2": 2, "l1": 1, "l0": 0}
+_DUAL = {"linf": 1, "l2": 2, "l1": float("inf"), "l0": float("inf")}
+
 
 def nearest(norm: str, normal: Tensor, gap: Tensor, low: Tensor, high: Tensor) -> Tensor:
     """Return the smallest d (B, D) with normal . d >= gap and low <= d <= high.
@@ -22,10 +25,13 @@ def nearest(norm: str, normal: Tensor, gap: Tensor, low: Tensor, high: Tensor) -
     >>> [round(v, 4) for v in d[0].tolist()]
     [0.6, 0.8]
     """
-    sign, gain = normal.sign(), normal.abs()
-    room = torch.where(normal > 0, high, -low).clamp_min(0.0)
-    room = torch.where(gain > 0, room, 0.0)
-    gap = gap[:, None]
+    top = normal.abs().amax(1, keepdim=True).clamp_min(torch.finfo(normal.dtype).tiny)
+    # At unit size the squares of tiny gradients do not underflow.
+    sign, gain = normal.sign(), normal.abs() / top
+    gap = (gap[:, None] / top).clamp_max(torch.finfo(normal.dtype).max / 8)
+    # The hot path of many steps: products and minima run several times as fast as `where`.
+    way = torch.ones_like(gain).copysign(normal)
+    room = (high * way).maximum(low * way).clamp_min(0.0)
     if norm == "linf":
         size = _level(gain, room, gap).minimum(room)
     elif norm == "l2":
@@ -33,34 +39,93 @@ def nearest(norm: str, normal: Tensor, gap: Tensor, low: Tensor, high: Tensor) -
         corner = room / gain.clamp_min(torch.finfo(gain.dtype).tiny)
         size = (_level(gain.square(), corner, gap) * gain).minimum(room)
     elif norm in ("l1", "l0"):
-        worth = gain * room if norm == "l0" else gain
-        order = worth.argsort(dim=1, descending=True, stable=True)
-        full = (gain * room).gather(1, order)
-        need = gap - (full.cumsum(1) - full)  # what is left to reach before each entry
-        ordered = room.gather(1, order)
-        part = need / gain.gather(1, order).clamp_min(torch.finfo(gain.dtype).tiny)
-        size = torch.zeros_like(room).scatter(1, order, part.clamp_min(0.0).minimum(ordered))
+        worth = gain
+        if norm == "l0":  # an infinite room against a zero gain is worth nothing
+            worth = (gain * room).nan_to_num(nan=0.0, posinf=float("inf"))
+        size = _greedy(worth, gain, room, gap)
     else:
         raise ValueError(f"no norm is called {norm!r}: choose linf, l2, l1 or l0")
+    return sign * size * (gap > 0)
+
+
+def onto(norm: str, normal: Tensor, gap: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the smallest d (B, D) with normal . d = gap inside the box, from either side.
+
+    As `nearest`, but for gap < 0 it steps back onto the hyperplane instead of staying.
+    """
+    side = torch.where(gap < 0, -1.0, 1.0).to(gap.dtype)
+    return nearest(norm, normal * side[:, None], gap.abs(), low, high)
+
+
+def nearest_plane(norm: str, normals: Tensor, gaps: Tensor) -> Tensor:
+    """Return which (B,) int64 of M hyperplanes is nearest where there is no box.
+
+    normals (B, M, D), gaps (B, M). A plane without a slope is as far as can be.
+    """
+    slope: Tensor = torch.linalg.vector_norm(normals, ord=_DUAL[norm], dim=2)
+    away = gaps.abs() / slope.clamp_min(torch.finfo(slope.dtype).tiny)
+    return away.argmin(1)
+
+
+def closest(norm: str, normals: Tensor, gaps: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return the smallest d (B, D) onto any of M hyperplanes inside the box, from either side.
+
+    normals (B, M, D), gaps (B, M). A plane that the box does not reach comes after all that it
+    does; of those, the one that comes closest to being reached.
+    """
+    b, m, size = normals.shape
+    flat, gap = normals.flatten(0, 1), gaps.flatten()
+    ends = [end.repeat_interleave(m, 0) for end in (low, high)]
+    d = onto(norm, flat, gap, *ends)
+    left = 1 - ((flat * d).sum(1).abs() / gap.abs().clamp_min(torch.finfo(gap.dtype).tiny))
+    length = torch.linalg.vector_norm(d, ord=_ORDER[norm], dim=1)
+    far = (left > 1e-4) & (gap != 0)
+    key = torch.where(far, (1 + left.clamp(0.0, 1.0)) * 1e30, length).view(b, m)
+    return d.view(b, m, size)[torch.arange(b, device=d.device), key.argmin(1)]
+
+
+def _greedy(worth: Tensor, gain: Tensor, room: Tensor, gap: Tensor) -> Tensor:
+    """Fill the entries in the order of their worth until gain . size = gap."""
+    width = worth.shape[1]
+    # As a rule a few entries will do, and finding them is far cheaper than sorting all.
+    most = min(width, max(16, width // 16))
+    size, short = _fill(worth.topk(most, dim=1).indices, gain, room, gap)
+    which = short.nonzero().squeeze(1)
+    if most < width and which.numel():
+        order = worth[which].argsort(dim=1, descending=True, stable=True)
+        size[which] = _fill(order, gain[which], room[which], gap[which])[0]
+    return size
+
+
+def _fill(order: Tensor, gain: Tensor, room: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sizes (B, D) and whether (B,) these entries were too few."""
+    ordered, rate = room.gather(1, order), gain.gather(1, order)
+    total = (rate * ordered).nan_to_num(nan=0.0, posinf=float("inf")).cumsum(1)
+    before = torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], 1)
+    part = (gap - before) / rate.clamp_min(torch.finfo(gain.dtype).tiny)
+    part = part.clamp_min(0.0).minimum(ordered)
     # Entries that do not count (an infinite room against a zero gain) stay where they are.
-    return torch.where((gap > 0) & (gain > 0), sign * size, 0.0)
+    part = torch.where(rate > 0, part, 0.0)
+    return torch.zeros_like(room).scatter(1, order, part), total[:, -1] < gap[:, 0]
 
 
 def _level(slope: Tensor, corner: Tensor, gap: Tensor) -> Tensor:
     """Return t (B, 1) with sum_i slope_i min(t, corner_i) = gap, or the largest useful one.
 
-    The sum is concave and piecewise linear in t; sorting its corners gives t exactly.
+    The sum is concave and piecewise linear in t, so Newton's method from the left rises to the
+    root in finitely many rounds, a handful as a rule: cheaper than sorting the corners.
     """
-    corner, order = corner.sort(1)
-    slope = slope.gather(1, order)
-    finite = corner.isfinite()
-    # Slope to the left of each corner, and the sum there.
-    rest = slope.flip(1).cumsum(1).flip(1)
-    ends = torch.where(finite, corner, 0.0)
-    before = (slope * ends).cumsum(1) - slope * ends
-    value = torch.where(finite, before + rest * ends, float("inf"))
-    at = (value < gap).sum(1, keepdim=True).clamp_max(corner.shape[1] - 1)
-    level = (gap - before.gather(1, at)) / rest.gather(1, at).clamp_min(
-        torch.finfo(slope.dtype).tiny
-    )
-    return level.clamp_min(0.0)
+    kind = torch.finfo(slope.dtype)
+    most, above = kind.max / 8, torch.empty_like(slope)
+    level = (gap / slope.sum(1, keepdim=True).clamp_min(kind.tiny)).clamp(0.0, most)
+    for _ in range(100):
+        reached = (slope * corner.minimum(level)).sum(1, keepdim=True)
+        torch.gt(corner, level, out=above)
+        rest = (slope * above).sum(1, keepdim=True)
+        # Once all are full, any level will do.
+        step = ((gap - reached) / rest.clamp_min(kind.tiny)).clamp(0.0, most) * (rest > 0)
+        higher = (level + step).clamp_max(most)
+        if bool((higher <= level * (1 + 2 * kind.eps)).all()):
+            break
+        level = higher
+    return level

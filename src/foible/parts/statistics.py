@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -64,3 +65,19 @@ def pearson(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the rank correlation along the last axis."""
     return pearson(ranks(np.asarray(a, float)), ranks(np.asarray(b, float)))
+
+
+def quantiles(values: Tensor, shares: Sequence[float]) -> list[float | None]:
+    """Return the values (n,) below which each share lies; None where that one is infinite.
+
+    The lower of two neighbours is taken, so that an infinite one does not spoil the other.
+
+    >>> import torch
+    >>> quantiles(torch.tensor([1.0, 2.0, float("inf")]), (0.5, 0.9))
+    [2.0, 2.0]
+    """
+    if len(values) == 0:
+        return [None] * len(shares)
+    ordered = values.double().sort().values
+    picked = [float(ordered[int(share * (len(values) - 1))]) for share in shares]
+    return [value if math.isfinite(value) else None for value in picked]

@@ -30,6 +30,8 @@ CLASSES: tuple[str, ...] = (
 """The ten classes of Fashion-MNIST; the label of a class is its place here."""
 
 MODELS: tuple[str, ...] = ("standard", "hardened")
+WEAK: tuple[str, ...] = ("single_step", "distilled")
+"""Trained defences that are known to be broken; `zoo.weak` has those that need no training."""
 SAMPLE = "fashion_mnist_1000"
 
 
@@ -39,8 +41,11 @@ def load(name: str) -> nn.Module:
     Both are `small_cnn` networks for Fashion-MNIST images (B, 1, 28, 28) in [0, 1]; they return
     logits (B, 10). ``"standard"`` was trained plainly. ``"hardened"`` was trained on PGD
     adversarials of size 0.1 in Linf (Madry et al., *Towards deep learning models resistant to
-    adversarial attacks*, 2018). Each call builds a new module. Accuracy, seed and the command that
-    made the weights stand in the JSON file beside them.
+    adversarial attacks*, 2018). Two are weak defences of half the width, to try checks on:
+    ``"single_step"`` was trained on FGSM adversarials of size 0.3 (survey, Eq. 15), which hides
+    its gradients from one step and from no other attack; ``"distilled"`` at temperature 100
+    (Papernot et al. 2016), which PGD on the margin or the DLR loss breaks. Each call builds a new
+    module. Accuracy, seed and the command that made the weights stand in the JSON file beside them.
 
     Raises `InputError` for an unknown name and for weights that do not match their checksum.
 
@@ -49,13 +54,12 @@ def load(name: str) -> nn.Module:
     >>> net.training, net(torch.zeros(2, 1, 28, 28)).shape
     (False, torch.Size([2, 10]))
     """
-    if name not in MODELS:
-        raise InputError(
-            f"there is no bundled model {name!r}; choose one of: {', '.join(map(repr, MODELS))}"
-        )
+    if name not in MODELS + WEAK:
+        known = ", ".join(map(repr, MODELS + WEAK))
+        raise InputError(f"there is no bundled model {name!r}; choose one of: {known}")
     from safetensors.torch import load as parse
 
-    net = small_cnn(len(CLASSES))
+    net = small_cnn(len(CLASSES), width=16 if name in WEAK else 32)
     net.load_state_dict(parse(_checked("weights", name, "safetensors")))
     return net.eval()
 

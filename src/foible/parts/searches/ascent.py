@@ -14,6 +14,7 @@ from foible.core.randomness import Draw
 from foible.core.rows import Rows, per_row
 from foible.core.search import Evaluate, Search
 from foible.core.threat import Steepest
+from foible.parts.smoothing import smooth
 
 
 class AscentState(NamedTuple):
@@ -30,7 +31,8 @@ class Ascent(Search):
     length: of a step, absolute, or None for `share` times eps, so that per-sample eps works.
     start: "clean", "random" (uniform in the threat) or "sign" (a random sign times
     1 - share of eps: the first half of R+FGSM). momentum: the decay of MIM, which
-    accumulates gradients at unit mean absolute value (Dong et al. 2018).
+    accumulates gradients at unit mean absolute value (Dong et al. 2018). kernel: the width, in
+    positions, of the Gaussian that smooths each gradient (Dong et al. 2019); 1 for none.
     """
 
     steps: int = 40
@@ -38,6 +40,7 @@ class Ascent(Search):
     share: float = 1.0
     start: str = "clean"
     momentum: float | None = None
+    kernel: int = 1
 
     def init(self, problem: Problem, rows: Rows, draw: Draw) -> AscentState:
         """Place z at the clean input or at a random one."""
@@ -65,6 +68,8 @@ class Ascent(Search):
         assert isinstance(threat, Steepest)
         grad = evaluate(state.z, need="grad").grad
         assert grad is not None
+        if self.kernel != 1:
+            grad = smooth(grad, self.kernel)
         velocity = state.velocity
         if self.momentum is not None:
             size = grad.flatten(1).abs().mean(1).clamp_min(torch.finfo(grad.dtype).tiny)

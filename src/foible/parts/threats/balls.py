@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -61,6 +61,10 @@ class Ball(Steepest):
             )
         eps = torch.tensor(self.eps, dtype=like.dtype, device=like.device)
         return eps.expand(rows) if eps.dim() == 0 else eps
+
+    def without_radius(self) -> Self:
+        """Return the same norm without eps, for minimum-norm attacks."""
+        return replace(self, eps=None)
 
     def clean(self, rows: Rows) -> Tensor:
         """Return zeros."""

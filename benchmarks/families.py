@@ -1,0 +1,147 @@
+"""Every attack beyond PGD on the bundled models: what is left, how far, for how many calls.
+
+python benchmarks/families.py --samples 100
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from common import MODELS, Section, command_line, finish, header, images, load, percent, setting
+from torch import Tensor, nn
+
+import foible
+from foible.zoo import weak
+
+SECTIONS = ("budget", "minimum", "queries", "weak")
+a = foible.attacks
+LINF, TWO, ONE, ZERO = foible.Linf(0.1), foible.L2(1.0), foible.L1(10), foible.L0(20)
+
+
+def cost(result: Any) -> str:
+    calls = (result.forwards.double().mean(), result.backwards.double().mean())
+    return f"{calls[0]:.0f} + {calls[1]:.0f}"
+
+
+def budget(x: Tensor, y: Tensor, table: Section) -> None:
+    """Robust accuracy inside a ball."""
+    rows: list[tuple[str, Any]] = []
+    for norm, ball in (("linf", LINF), ("l2", TWO), ("l1", ONE)):
+        rows += [
+            (f"apgd-{norm}", a.apgd(ball, stop="success")),
+            (f"apgd-margin-{norm}", a.apgd(ball, objective="margin", stop="success")),
+            (f"apgd_targeted-{norm}", a.apgd_targeted(ball, targets=3)),
+            (f"fab_targeted-{norm}", a.fab_targeted(ball, targets=3, stop="success")),
+            (f"strongest-{norm}", a.strongest(ball)),
+        ]
+    rows += [("pgd-l0", a.pgd(ZERO, stop="success")), ("sigma_zero-l0", a.sigma_zero(ZERO))]
+    rows += [("strongest-l0", a.strongest(ZERO)), ("spatial", a.spatial())]
+    rows += [("ti_dim-linf", a.ti_dim(LINF))]
+    for name, attack in rows:
+        found = [attack(load(m), x, y) for m in MODELS]
+        cells = [percent(r.robust_accuracy or 0.0) for r in found]
+        table.add(name, name.replace("_", " "), *cells, cost(found[1]))
+
+
+def minimum(x: Tensor, y: Tensor, table: Section) -> None:
+    """The median smallest perturbation."""
+    for norm, ball in (("linf", foible.Linf()), ("l2", foible.L2()), ("l1", foible.L1()),
+                       ("l0", foible.L0())):  # fmt: skip
+        makers: list[tuple[str, Callable[[Any], Any]]] = [("fmn", a.fmn)]
+        if norm != "l0":
+            makers += [("fab", a.fab), ("deepfool", a.deepfool)]
+        if norm == "l2":
+            makers += [("ddn", a.ddn), ("cw", a.cw), ("lbfgs", a.lbfgs)]
+        if norm == "l1":
+            makers += [("ead", a.ead)]
+        if norm == "l0":
+            makers += [("sigma_zero", a.sigma_zero)]
+            makers += [("jsma", a.jsma)] if hasattr(a, "jsma") else []
+        for name, make in makers:
+            some = x[:32], y[:32]
+            found = [make(ball)(load(m), *some) for m in MODELS]
+            cells = []
+            for r in found:
+                fell = r.distance[r.attacked & r.success]
+                share = r.success_rate or 0.0
+                middle = f"{float(fell.median()):.4g}" if len(fell) else "not measured"
+                cells.append(f"{middle}, {percent(share)} fell")
+            table.add(f"{name}-{norm}", f"{name}, {norm}", *cells, cost(found[1]))
+
+
+def queries(x: Tensor, y: Tensor, table: Section) -> None:
+    """Black boxes at 1,000 queries: what is left, or how far."""
+    x, y = x[:32], y[:32]
+    for name, attack in (
+        ("square-linf", a.square(LINF, 1000)), ("square-l2", a.square(TWO, 1000)),
+        ("square-l1", a.square(ONE, 1000)), ("nes-linf", a.nes(LINF, 1000)),
+        ("spsa-linf", a.spsa(LINF, 1000)), ("simba-l2", a.simba(TWO, 1000)),
+    ):  # fmt: skip
+        found = [attack(load(m), x, y) for m in MODELS]
+        cells = [percent(r.robust_accuracy or 0.0) for r in found]
+        table.add(name, f"{name}, 1,000 queries", *cells, cost(found[1]))
+    for name, attack in (
+        ("boundary-l2", a.boundary(foible.L2(), 1000)),
+        ("hop_skip_jump-l2", a.hop_skip_jump(foible.L2(), 1000)),
+        ("hop_skip_jump-linf", a.hop_skip_jump(foible.Linf(), 1000)),
+    ):
+        found = [attack(load(m), x, y) for m in MODELS]
+        cells = [f"median {float(r.distance[r.attacked].median()):.4g}" for r in found]
+        table.add(name, f"{name}, 1,000 queries, labels only", *cells, cost(found[1]))
+
+
+def defences(x: Tensor, y: Tensor, table: Section) -> None:
+    """Weak defences around the standard model: PGD's figure, and the advised attack's."""
+    net, steps = load("standard"), 20
+    half = foible.Linf(0.3)
+    margin = a.pgd(LINF, steps, objective="dlr")
+
+    rows: list[tuple[str, nn.Module, Any, Any]] = [
+        ("quantised", weak.Quantised(net, 2), half, None),
+        ("detached", weak.DetachedSoftmax(net), LINF, None),
+        ("min_max", weak.MinMaxLogits(net), LINF, margin),
+        ("temperature", weak.Temperature(net), LINF, margin),
+        ("distilled", load("distilled"), LINF, margin),
+        ("single_step", load("single_step"), foible.Linf(0.3), a.pgd(foible.Linf(0.3), steps)),
+    ]
+    for name, defended, ball, advised in rows:
+        naive = a.fgsm(ball) if name == "single_step" else a.pgd(ball, steps)
+        before = naive(defended, x, y).robust_accuracy
+        strong = a.square(ball, 1000) if advised is None else advised
+        after = strong(defended, x, y)
+        table.add(
+            f"weak-{name}", f"{name}, naive {naive.name}, then {strong.name}",
+            percent(before or 0.0), percent(after.robust_accuracy or 0.0), cost(after),
+        )  # fmt: skip
+
+
+def main() -> None:
+    args = command_line(__doc__ or "", "families", SECTIONS, 1)
+    how = setting(args)
+    x, y = images(min(how.samples, 100))
+    columns = ("what", *MODELS, "forwards + backwards, hardened")
+    made = {
+        "budget": (budget, "Budget attacks: accuracy that is left", columns),
+        "minimum": (minimum, "Minimum-norm attacks: median distance, 32 images", columns),
+        "queries": (queries, "Black boxes, 32 images", columns),
+        "weak": (
+            defences, "Weak defences: accuracy that is left",
+            ("what", "naive", "advised", "forwards + backwards"),
+        ),
+    }  # fmt: skip
+    done = []
+    for name in args.chosen:
+        work, title, head = made[name]
+        table = Section(name, title, head)
+        print(name, flush=True)
+        work(x, y, table)
+        done.append(table)
+    head = header(
+        "Attacks by family", [], f"Default settings, {len(x)} bundled images unless said.",
+    )  # fmt: skip
+    finish(args, head, done, SECTIONS)
+
+
+if __name__ == "__main__":
+    main()
