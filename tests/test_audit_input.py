@@ -183,3 +183,21 @@ def test_radii_follow_the_size_of_the_input() -> None:
     assert plan.radius("l2", 784 * 4) == 2.0 and plan.radius("l1", 784 * 4) == 41.0
     with pytest.raises(InputError, match="set eps"):
         plan.radius("l0", 784)
+
+
+def test_both_presets_have_the_cascades_and_their_parameters_are_known() -> None:
+    for name in ("quick", "full"):
+        plan = Plan.preset(name)
+        plan.validate()
+        recipes = {(t["recipe"], t["norm"]) for t in plan.attacks}
+        assert {("strongest", "linf"), ("strongest", "l2")} <= recipes
+    full = {t["recipe"] for t in Plan.preset("full").attacks}
+    assert {"autoattack", "square", "hop_skip_jump"} <= full
+    tables = [
+        {"name": "s", "recipe": "strongest", "norm": "l2", "eps": 0.5, "budget": 500},
+        {"name": "a", "recipe": "autoattack", "norm": "linf", "version": "rand"},
+    ]
+    replace(Plan(), attacks=tuple(tables)).validate()
+    tables[0]["steps"] = 5
+    with pytest.raises(InputError, match="'s' cannot be made: strongest"):
+        replace(Plan(), attacks=tuple(tables)).validate()

@@ -122,7 +122,8 @@ def test_all_numbers_are_in_the_page(runs: Path) -> None:
     assert data["log"] == lines
     assert data["plan"] == json.loads((runs / "two" / "plan.json").read_text())
     case = data["derived"]["models"]["hardened"]["worst_case"][0]
-    assert case["attacks"] == ["fgsm-linf", "pgd-linf", "smoothgrad-linf", "random-linf"]
+    names = ("fgsm", "pgd", "smoothgrad", "random", "strongest", "square")
+    assert case["attacks"] == [f"{name}-linf" for name in names]
 
 
 def test_text_of_the_run_is_escaped(runs: Path) -> None:
@@ -148,10 +149,10 @@ def test_what_is_missing_is_not_measured_and_never_zero(runs: Path) -> None:
     page = Page(read(runs, "empty")).text
     assert page.count("not measured") > 20
     assert not re.search(r"\b0(\.0)? %", page.split("The thesis in one minute")[1])
-    assert "58 of 58 cells have no result" in page
+    assert "62 of 62 cells have no result" in page
     holes = Page(read(runs, "holes")).text
     assert "not measured: pgd-linf" in holes
-    assert "14 of 58 cells have no result" in holes
+    assert "14 of 62 cells have no result" in holes
     clean = tiles(read_run(runs / "holes"), "standard")[0]
     assert (clean.value, clean.interval, clean.state) == (None, None, "plain")
 
@@ -184,15 +185,15 @@ def test_null_values_are_not_measured(tmp_path: Path) -> None:
 def test_the_worst_case_is_taken_for_each_sample(runs: Path) -> None:
     run = read_run(runs / "two")
     success = []
-    for name in ("fgsm-linf", "pgd-linf", "smoothgrad-linf", "random-linf"):
-        cell = run.cell("hardened", name)
+    for name in ("fgsm", "pgd", "smoothgrad", "random", "strongest", "square"):
+        cell = run.cell("hardened", f"{name}-linf")
         assert cell is not None
         path = runs / "two" / "tensors" / f"{cell.key}.safetensors"
         success.append(load_file(path)["success"])
     expected = 1 - np.any(success, axis=0).mean()
     value, n, used = worst_case(run, "hardened", "linf", 0.1)
     assert value == pytest.approx(expected)
-    assert (n, len(used)) == (400, 4)
+    assert (n, len(used)) == (400, 6)
     best = min(c.value for c in used if c.value is not None)
     assert value < best  # no single attack is the worst for all samples
 

@@ -24,6 +24,7 @@ from foible.attacks.gradient import (
 from foible.attacks.matrix import TransferMatrix, transfer_matrix
 from foible.attacks.penalised import cw, ead, lbfgs
 from foible.attacks.score_based import nes, simba, spsa, square
+from foible.attacks.sides import Sides, both_sides
 from foible.attacks.sparse import jsma, sigma_zero
 from foible.attacks.substitutes import Substitute, Teaching, substitute
 from foible.attacks.transferring import Diverse, ti_dim, transfer
@@ -39,6 +40,7 @@ __all__ = [
     "Curve",
     "Diverse",
     "Result",
+    "Sides",
     "Stage",
     "StageReport",
     "Substitute",
@@ -50,6 +52,7 @@ __all__ = [
     "autoattack",
     "bend",
     "bim",
+    "both_sides",
     "boundary",
     "curve",
     "cw",

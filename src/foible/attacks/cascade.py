@@ -65,9 +65,12 @@ class Stage:
 
     @property
     def cost(self) -> int:
-        """Forwards and backwards that a sample costs if it survives, roughly."""
+        """Forwards and backwards that a sample costs at most: ranking and verdict included."""
         calls = 2 if self.attack.access >= Access.GRADIENTS else 1
-        return calls * self.attack.search.steps * self.attack.restarts
+        if self.attack.cap is not None:
+            return self.attack.cap
+        ranked = 2 + getattr(self.attack.prepare, "most", 10) if self.attack.prepare else 0
+        return (calls * self.attack.search.steps + 1) * self.attack.restarts + ranked + 1
 
 
 @dataclass(frozen=True)

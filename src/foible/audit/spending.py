@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from foible.figures import DASHES, Bar, Steps, inline_svg, share_bars, step_char
 Part = dict[str, Any]
 # More lines cannot be told apart, more points cannot be seen.
 LINES, POINTS = len(DASHES), 200
+# More changes of who leads than this are counted, not told one by one.
+LEADERS = 3
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class _Fall:
     @property
     def share(self) -> float:
         return float(self.fell.sum()) / self.right
+
+    @property
+    def cost(self) -> float:
+        """Mean calls a sample."""
+        return float("inf") if self.calls is None else float(self.calls.mean())
 
     @property
     def stops(self) -> bool:
@@ -76,7 +84,8 @@ def _falls(run: Run, model: str, norm: str, eps: float) -> list[_Fall]:
 
 
 def _steps(falls: list[_Fall], model: Part, place: int, title: str) -> Part:
-    chosen = sorted((f for f in falls if f.stops), key=lambda f: -f.share)[:LINES]
+    # The strongest first; of equals the cheaper one.
+    chosen = sorted((f for f in falls if f.stops), key=lambda f: (-f.share, f.cost))[:LINES]
     if not chosen:
         return {}
     lines, rows = [], []
@@ -111,7 +120,7 @@ def _row(fall: _Fall, calls: npt.NDArray[np.float64], place: int) -> Part:
         "dashes": " ".join(f"{d:g}" for d in DASHES[place]),
         "share": fall.share,
         "half": float(calls[half - 1]) if len(calls) >= half else None,
-        "mean": float(fall.calls.mean()),
+        "mean": fall.cost,
         "most": float(fall.calls.max()),
     }
 
@@ -138,11 +147,15 @@ def _bars(falls: list[_Fall], model: Part, place: int, title: str) -> Part:
     bars.append(Bar("all together", total, 0.0, percent(total), total=True))
     best = falls[order[0]]
     gap = int(together.sum() - best.fell.sum())
-    words = f"{best.cell.name} is the strongest alone" + (
-        f"; the others add {gap} of {right:,} samples."
-        if gap
-        else ": the others add nothing to it."
-    )
+    ties = sum(int(f.fell.sum()) == int(best.fell.sum()) for f in falls)
+    if gap:
+        words = (
+            f"{best.cell.name} is the strongest alone; the others add {gap} of {right:,} samples."
+        )
+    elif ties > 1:
+        words = f"{ties} attacks each broke all that fell to any."
+    else:
+        words = f"{best.cell.name} broke all that fell to any."
     figure = share_bars(bars, series=model["index"], x_label="broken, of those that were right")
     alt = f"Share broken by each attack, {title}: " + ", ".join(f"{b.label} {b.text}" for b in bars)
     svg = inline_svg(figure, f"worst-{model['index']}-{place}", alt)
@@ -197,6 +210,10 @@ def leaders(cell: Cell, eps: list[Any]) -> str:
         runs.append((str(name), float(size)))
     if not runs:
         return ""
+    if len(runs) > LEADERS:
+        known = Counter(_attack(str(name)) for name in named if name is not None)
+        total = sum(known.values())
+        return ", ".join(f"{name} at {n} of {total} sizes" for name, n in known.most_common())
     first = [f"{_attack(name)} up to {number(size)}" for name, size in runs[:-1]]
     last = _attack(runs[-1][0])
     return ", then ".join([*first, last]) if first else f"{last} throughout"

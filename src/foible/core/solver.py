@@ -231,6 +231,8 @@ class _Evaluator:
             success = success.clone()
             success[which] = allowed
         smallest = isinstance(problem.prefer, Closest)
+        if smallest and view._scores is not None:
+            success = success & _clear(view._scores.detach())
         if problem.prefer is None or (smallest and not bool(success.any())):
             rank = value
         else:
@@ -301,6 +303,16 @@ def solve(
             active, state, current = active[stay], take(state, stay), current.take(stay)
             tick(int(gone.sum()))
     return Outcome(best.x, best.success, best.rank, taken, best.z)
+
+
+def _clear(scores: Tensor) -> Tensor:
+    """Return which rows (B,) have a largest score that another batch's rounding would not undo.
+
+    The smallest of many successes lies as close to the boundary as any did.
+    """
+    top = scores.topk(2, dim=1).values
+    rounding = 8 * torch.finfo(scores.dtype).eps * scores.abs().amax(1)
+    return (top[:, 0] - top[:, 1]) > rounding
 
 
 def independent_verdict(

@@ -84,7 +84,7 @@ class BoundaryWalk(Search):
         go = held.nonzero().squeeze(1)
         if len(go):
             some, kind = light(rows).take(go), gain[go].argmax(1)
-            flat, u = z[go].flatten(1), torch.empty(0)
+            flat = z[go].flatten(1)
             u = flat.new_empty(len(go), BURST, flat.shape[1])
             for place, name in enumerate(kinds_for(rows, self.plain)):
                 at = (kind == place).nonzero().squeeze(1)
@@ -96,7 +96,8 @@ class BoundaryWalk(Search):
                 problem, some, evaluate, walk, u
             )
             was, now = (torch.linalg.vector_norm(part, dim=1) for part in (flat, moved))
-            won = (was / now.clamp_min(torch.finfo(now.dtype).tiny)).log() / BURST
+            tiny = torch.finfo(now.dtype).tiny
+            won = (was.clamp_min(tiny) / now.clamp_min(tiny)).log() / BURST
             before = gain[go, kind]
             gain[go, kind] = torch.where(before.isinf(), won, before + 0.2 * (won - before))
             z[go] = moved.view(-1, *rows.shape)

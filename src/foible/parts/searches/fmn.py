@@ -148,6 +148,8 @@ class FastMinimum(Search):
         share = first * (pace.last / first) ** done
         length = share * (_width(ball) if sparse else eps)
         moved = z + _unit(ball, rows, grad, 1 - left) * length[:, None]
+        # Where a long move has left all gradients behind, halfway back may have some.
+        moved = torch.where(slope[:, None] > 0, moved, z / 2)
         new = self._place(ball, rows, moved.view_as(state.z), eps, best.isfinite())
         kept = state.kept.offered(state.z, won) if sparse else state.kept
         return FastState(new, eps, best, rate, won, kept)

@@ -14,13 +14,14 @@ from foible.core.problem import Problem
 from foible.core.randomness import Draw
 from foible.core.rows import Rows, per_row
 from foible.core.search import Evaluate, Search
-from foible.parts.searches.border import beyond, bisect, first, left, light
+from foible.parts.searches.border import beyond, bisect, blend, first, left, light
 from foible.parts.searches.probing import FIRST_GAIN, kinds_for, noise
 from foible.parts.threats import Ball
 
 # Queries kept back from the probes for the step and the bisection that follow them.
 RESERVE = 24
 HALVINGS = 12
+LAST = 64  # the most points that are asked when no iteration is left
 PIECE = 128  # the most probes of one draw, so that memory is bounded by the chunk alone
 
 
@@ -89,6 +90,7 @@ class HopSkipJump(Search):
         last = (held & (count < 1)).nonzero().squeeze(1)
         if len(last):
             z[last] = bisect(evaluate, rows.take(last), threat, z[last], 1e-6)
+            self._spend(problem, rows.take(last), evaluate, z[last], draw.take(last))
             over[last] = True
         go = (held & (count >= 1)).nonzero().squeeze(1)
         if len(go):
@@ -97,7 +99,8 @@ class HopSkipJump(Search):
             moved = self._hop(problem, some, evaluate, z[go], (count[go], kind), draw.take(go))
             was, now = (threat.length(part.flatten(1)) for part in (z[go], moved))
             spent = (before - left(problem, some)).clamp_min(1)
-            won = (was / now.clamp_min(torch.finfo(now.dtype).tiny)).log() / spent
+            tiny = torch.finfo(now.dtype).tiny
+            won = (was.clamp_min(tiny) / now.clamp_min(tiny)).log() / spent
             gain[go, kind] = won.to(gain.dtype)
             z[go] = moved
         return Hops(z, held, gain, over)
@@ -111,6 +114,30 @@ class HopSkipJump(Search):
         room = rest - RESERVE
         count = torch.where(room < 1.5 * count + RESERVE, room.minimum(2 * count), count)
         return torch.where(count >= min(16, self.probes), count, 0)
+
+    def _spend(
+        self, problem: Problem, rows: Rows, evaluate: Evaluate, z: Tensor, draw: Draw
+    ) -> None:
+        """Ask the queries that are too few for an iteration around z, a little closer to x.
+
+        The solver keeps the best point asked, so any of them may be the answer.
+        """
+        count = left(problem, rows).clamp(0, LAST)
+        threat, flat = problem.threat, z.flatten(1)
+        assert isinstance(threat, Ball)
+        u = draw.split(3).normal((LAST, flat.shape[1]), z.dtype)
+        at = (torch.arange(LAST, device=z.device) < count[:, None]).nonzero()
+        if len(at) == 0:
+            return
+        which, near = at[:, 0], flat[at[:, 0]]
+        size = 0.05 * torch.linalg.vector_norm(near, dim=1, keepdim=True)
+        u = u[which, at[:, 1]]
+        moved = near + u * (size / torch.linalg.vector_norm(u, dim=1, keepdim=True))
+        tiny = torch.finfo(z.dtype).tiny
+        share = 0.998 * threat.length(near) / threat.length(moved).clamp_min(tiny)
+        low, high = (part.flatten(1)[which] for part in threat._room(rows))
+        point = blend(threat.norm, moved, share).clamp(low, high)
+        evaluate(point.view(-1, *rows.shape), rows=rows.take(which))
 
     def _hop(
         self,
