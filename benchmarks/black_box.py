@@ -149,7 +149,7 @@ def labels(name: str, how: Setting, queries: int, tables: tuple[Section, Section
     peers = {"art": art, "foolbox": foolbox}
     for kind, norm in CASES:
         row, kept = f"{kind}-{norm}-{name}", {}
-        counted = {key: Counted(net) for key in peers}
+        counted = {key: Counted(net).eval() for key in peers}
         model = foible.wrap(net)
 
         def run(attack: Attack, key: str, kept=kept, model=model, x=x, y=y) -> None:

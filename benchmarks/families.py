@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import foible
 from foible.zoo import weak
 
-SECTIONS = ("budget", "minimum", "queries", "weak")
+SECTIONS = ("budget", "minimum", "queries", "weak", "around")
 a = foible.attacks
 LINF, TWO, ONE, ZERO = foible.Linf(0.1), foible.L2(1.0), foible.L1(10), foible.L0(20)
 
@@ -116,6 +116,68 @@ def defences(x: Tensor, y: Tensor, table: Section) -> None:
         )  # fmt: skip
 
 
+def around(x: Tensor, y: Tensor, table: Section) -> None:
+    """Wrappers and transfer: the naive figure beside the informed one."""
+    net = load("standard")
+    four = weak.Quantised(net, 4)
+    wide = foible.Linf(0.3)
+    plain = a.bim(wide, 20)(four, x, y)
+    seen = a.pgd(wide, 20)(foible.models.bpda(four, "defence"), x, y)
+    table.add("bpda-quantised", "4 levels, eps 0.3: BIM, then PGD through BPDA",
+              percent(plain.robust_accuracy or 0.0), percent(seen.robust_accuracy or 0.0),
+              cost(seen))  # fmt: skip
+    random, ball = weak.RandomResizePad(load("hardened")), foible.Linf(0.15)
+    once, many = (a.eot(a.pgd(ball, 15), m)(random, x[:32], y[:32]) for m in (1, 20))
+    table.add(
+        "eot-resize-pad", "random resize and pad on hardened, eps 0.15: EOT of 1 draw, of 20",
+        percent(once.robust_accuracy or 0.0), percent(many.robust_accuracy or 0.0), cost(many),
+    )  # fmt: skip
+    benign = x[y == 0]
+    away = y != 0
+    bare = a.pgd(LINF, 20)(net, x[away], y[away])
+    dense = a.with_density(a.pgd(LINF, 20), benign, 500.0, 0.1)(net, x[away], y[away])
+    table.add("density", "PGD, then with the density of another class's points",
+              percent(bare.robust_accuracy or 0.0), percent(dense.robust_accuracy or 0.0),
+              cost(dense))  # fmt: skip
+    pool, _ = images(1000)
+    taught = a.substitute(net, pool[-150:], rounds=6)
+    moved = a.transfer(a.fgsm(LINF), taught.model)(net, x, y)
+    noise = a.random_noise(LINF)(net, x, y)
+    table.add("substitute", "random signs, then FGSM from a substitute of 150 seeds",
+              percent(noise.robust_accuracy or 0.0), percent(moved.robust_accuracy or 0.0),
+              cost(moved))  # fmt: skip
+    far = a.transfer(a.ti_dim(LINF), load("hardened"))(net, x, y)
+    table.add("transfer", "FGSM from the substitute, then TI-DIM from the hardened model",
+              percent(moved.robust_accuracy or 0.0), percent(far.robust_accuracy or 0.0),
+              cost(far))  # fmt: skip
+    models = {"standard": net, "hardened": load("hardened"), "distilled": load("distilled")}
+    found = a.transfer_matrix(models, x, y, LINF)
+    off = [(float(found.error[i, j]), float(found.noise[i, j]))
+           for i in range(3) for j in range(3) if i != j]  # fmt: skip
+    table.add("matrix", "transfer matrix of three nets, mean off the diagonal: noise, FGSM (error)",
+              percent(sum(n for _, n in off) / 6), percent(sum(e for e, _ in off) / 6),
+              "2 + 1")  # fmt: skip
+    two = (y == 6) | (y == 0)
+    sides = a.both_sides(a.fgsm(foible.Linf(0.05)), net, x[two], y[two], 6)
+    table.add("both-sides", "shirts hidden, T-shirts that raise an alarm, FGSM at 0.05",
+              percent(sides.misses or 0.0), percent(sides.alarms or 0.0), "4 + 1")  # fmt: skip
+    pair = a.two_class(Pair(net), x[two], (y[two] == 6).long(), [a.spatial(), a.pgd(LINF, 20)])
+    table.add("unrestricted", "two classes at 80 % coverage: clean, worst of spatial and PGD",
+              percent(pair.clean), percent(min(pair.under.values())), "")  # fmt: skip
+
+
+class Pair(nn.Module):
+    """T-shirt against shirt, from a ten-class net."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.net(x)[:, [0, 6]]
+        return scores
+
+
 def main() -> None:
     args = command_line(__doc__ or "", "families", SECTIONS, 1)
     how = setting(args)
@@ -128,6 +190,10 @@ def main() -> None:
         "weak": (
             defences, "Weak defences: accuracy that is left",
             ("what", "naive", "advised", "forwards + backwards"),
+        ),
+        "around": (
+            around, "Wrappers and transfer, standard model: accuracy that is left",
+            ("what", "first", "second", "forwards + backwards of the second"),
         ),
     }  # fmt: skip
     done = []

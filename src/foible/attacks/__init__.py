@@ -24,7 +24,8 @@ from foible.attacks.gradient import (
 from foible.attacks.matrix import TransferMatrix, transfer_matrix
 from foible.attacks.penalised import cw, ead, lbfgs
 from foible.attacks.score_based import nes, simba, spsa, square
-from foible.attacks.sides import Sides, both_sides
+from foible.attacks.sides import Sides
+from foible.attacks.sides import both_sides as both_sides
 from foible.attacks.sparse import jsma, sigma_zero
 from foible.attacks.substitutes import Substitute, Teaching, substitute
 from foible.attacks.transferring import Diverse, ti_dim, transfer
@@ -52,7 +53,6 @@ __all__ = [
     "autoattack",
     "bend",
     "bim",
-    "both_sides",
     "boundary",
     "curve",
     "cw",

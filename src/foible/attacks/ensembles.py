@@ -6,7 +6,7 @@ from foible.attacks.adaptive import apgd, apgd_targeted
 from foible.attacks.base import Attack, needs_eps
 from foible.attacks.boundary_projection import fab, fab_targeted
 from foible.attacks.cascade import Cascade, Stage
-from foible.attacks.gradient import pgd
+from foible.attacks.fast_minimum import fmn
 from foible.attacks.rivals import Rivals
 from foible.attacks.score_based import square
 from foible.attacks.sparse import sigma_zero
@@ -84,8 +84,8 @@ def strongest(threat: Threat, budget: int = 2000) -> Cascade:
     that came closest to falling: a few APGD steps from the clean input; APGD towards whichever
     class is nearest (`Nearest`; ranking by linearity after MALT, Melamed et al. 2024); then, in
     Linf, one class after another and fresh starts; in L2 and L1 the `Funnel`, which comes from far
-    outside of the ball; and at last Square, which needs no gradients. In L0 it is sigma-zero, then
-    PGD.
+    outside of the ball; and at last Square, which needs no gradients. In L0 it is FMN,
+    then sigma-zero.
 
     budget: forwards and backwards that may be spent, a sample that was right at first, on the
     whole: a stage that would exceed it tries as many of the closest survivors as it can afford.
@@ -112,8 +112,8 @@ def strongest_set(threat: Threat, classes: int) -> tuple[Stage, ...]:
     """Return the stages of `strongest`."""
     if isinstance(threat, L0):
         return (
+            Stage("fmn", fmn(threat, 100)),
             Stage("sigma-zero", sigma_zero(threat)),
-            Stage("pgd-l0", pgd(threat, 100, objective="margin", restarts=3)),
         )
 
     def run(

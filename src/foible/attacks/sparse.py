@@ -47,7 +47,8 @@ def jsma(threat: Threat, steps: int = 200, theta: float = 1.0, gamma: float = 1.
     A pair must raise the target and lower the sum of all other logits, and the product decides;
     where no pair does, the best single feature moves. Departures: untargeted, the nearest
     class is the target; a feature may rise or fall, whichever helps, but not back; pairs
-    come from the 64 best features; at the end ten rounds take features out again.
+    come from the 64 best features; where none is left, a second try lowers the label alone; at
+    the end ten rounds take features out again.
 
     Raises KindError for other norms, InputError for theta or gamma outside (0, 1].
 

@@ -268,7 +268,7 @@ CHECKS: tuple[Check, ...] = (
           ("pgd-linf",), ("pgd-linf",)),
     Check("check-planted", "A planted adversarial is found", planted, _BLIND, ("*",), cost=0.5),
     Check("check-black-box", "A black box breaks nothing that PGD left", black_box, _BLIND,
-          ("pgd-linf", "pgd-margin-linf"), ("pgd-linf",), cost=2),
+          ("pgd-linf", "pgd-margin-linf", "strongest-linf"), ("pgd-linf",), cost=2),
     Check("check-masking", "No sign of masked gradients", masking, _BLIND, ("*",),
           ("fgsm-linf", "pgd-linf", *SIGNS)),
     Check("check-worst-case", "One attack is nearly the worst case over all", worst_case,

@@ -21,7 +21,7 @@ from foible.parts.threats import Ball
 
 class SaliencyState(NamedTuple):
     """z (B, *shape); kept the best so far; left (B,) int64 the rounds of pruning that remain;
-    stuck (B,) whether no feature is left to change.
+    stuck (B,) int64 how often no feature was left to change.
     """
 
     z: Tensor
@@ -63,7 +63,7 @@ class SaliencyPairs(Search):
         """Begin at the clean input."""
         z = ball_of(problem).clean(rows)
         kept = Kept.nothing(z)
-        return SaliencyState(z, kept, torch.full_like(kept.tries, self.prune), kept.tries > 0)
+        return SaliencyState(z, kept, torch.full_like(kept.tries, self.prune), kept.tries)
 
     def step(
         self, problem: Problem, rows: Rows, evaluate: Evaluate, state: SaliencyState, draw: Draw
@@ -88,14 +88,16 @@ class SaliencyPairs(Search):
     def ended(self, state: SaliencyState) -> Tensor:
         """Return the rows that are pruned or have no feature left."""
         found = state.kept.many.isfinite()
-        return torch.where(found, (state.left <= 0) | (state.kept.many <= 1), state.stuck)
+        return torch.where(found, (state.left <= 0) | (state.kept.many <= 1), state.stuck > 1)
 
     def _pair(
         self, problem: Problem, rows: Rows, evaluate: Evaluate, state: SaliencyState
     ) -> SaliencyState:
         ball, b = ball_of(problem), len(rows)
         one = _one_hot(rows, _aim(rows))
-        twice = _weighing(rows.repeat(2), torch.cat([one, 1 - one]))
+        # Where all others together have led to nothing, a second try lowers the label alone.
+        others = torch.where(state.stuck[:, None] > 0, _one_hot(rows, rows.y), 1 - one)
+        twice = _weighing(rows.repeat(2), torch.cat([one, others]))
         seen = evaluate(torch.cat([state.z, state.z]), twice, need="grad")
         if seen.grad is None or seen.scores is None:  # beyond the cap
             return state
@@ -109,9 +111,10 @@ class SaliencyPairs(Search):
         low, high = reach(ball, rows)
         new = new.maximum(low).minimum(high)
         most = max(1, int(self.gamma * new.shape[1]))
-        stuck = ~usable.any(1) | ((new != 0).sum(1) > most)
+        stuck = ~won & (~usable.any(1) | ((new != 0).sum(1) > most))
         kept = state.kept.offered(state.z, won)
-        z = torch.where((won | stuck)[:, None], flat, new).view_as(state.z)
+        z = torch.where(stuck[:, None], 0.0, torch.where(won[:, None], flat, new))
+        z, stuck = z.view_as(state.z), state.stuck + stuck.long()
         return SaliencyState(z, kept, state.left, stuck)
 
     def _effects(self, ball: Ball, rows: Rows, z: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
