@@ -35,7 +35,7 @@ def budget(x: Tensor, y: Tensor, table: Section) -> None:
             (f"fab_targeted-{norm}", a.fab_targeted(ball, targets=3, stop="success")),
             (f"strongest-{norm}", a.strongest(ball)),
         ]
-    rows += [("pgd-l0", a.pgd(ZERO, stop="success")), ("sigma_zero-l0", a.sigma_zero(ZERO))]
+    rows += [("pgd-l0-20", a.pgd(ZERO, stop="success")), ("sigma_zero-l0-20", a.sigma_zero(ZERO))]
     rows += [("strongest-l0", a.strongest(ZERO)), ("spatial", a.spatial())]
     rows += [("ti_dim-linf", a.ti_dim(LINF))]
     for name, attack in rows:

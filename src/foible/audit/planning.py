@@ -69,7 +69,14 @@ class Plan:
             _strongest("linf", full),
             {"name": "random-l2", "recipe": "random_noise", "norm": "l2", "points": 1},
             _strongest("l2", full),
-            _margin("l1", full),
+            {
+                "name": "apgd-l1",
+                "recipe": "apgd",
+                "norm": "l1",
+                "objective": "margin",
+                "restarts": 5 if full else 1,
+                "stop": "success",
+            },
         ]
         if full:
             attacks += [
