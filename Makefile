@@ -11,7 +11,9 @@ PYTHON ?= $(shell $(FIND_PYTHON))
 VENV := .venv
 BENCH := .bench-venv
 PIP := -m pip --disable-pip-version-check --no-input install --quiet -c constraints.txt
+# Both declare torchvision, which must match torch build for build: installed without dependencies.
 TORCHATTACKS := torchattacks==3.5.1
+ZENNIT := zennit==0.5.1
 
 # What to add to the command: make audit ARGS="--preset full", make bench ARGS=--quick
 ARGS ?=
@@ -62,6 +64,7 @@ $(VENV)/.for-use: pyproject.toml constraints.txt
 
 $(VENV)/.for-work: $(VENV)/.for-use
 	$(VENV)/bin/python $(PIP) -e '.[dev]'
+	$(VENV)/bin/python $(PIP) --no-deps '$(ZENNIT)'
 	@touch $@
 
 $(BENCH)/.for-bench: pyproject.toml constraints.txt
