@@ -316,7 +316,7 @@ class OfMasks(nn.Module):
 def test_lime_recovers_a_function_that_is_linear_in_masks() -> None:
     worth = randn(9, seed=1, dtype=torch.float64)
     x = 0.1 + rand(3, 1, 6, 6, seed=2, dtype=torch.float64)
-    lime = explain.Lime(samples=400, cell=2, ridge=1e-6)
+    lime = explain.Lime(samples=400, segments=2, ridge=1e-6)
     cells = F.avg_pool2d(lime(OfMasks(worth), x, 0), 2).flatten(1)
     torch.testing.assert_close(cells, worth.expand(3, 9), rtol=1e-5, atol=1e-6)
     usual = explain.lime(400, 2)(OfMasks(worth), x, 0)

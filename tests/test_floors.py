@@ -26,7 +26,10 @@ FLOORS = {
 PLAIN = ("core", "parts", "explain", "attacks")
 """Packages that import torch and numpy only, besides the standard library."""
 # Extras: imported inside one function of one file, with an error that says how to install them.
-EXTRAS = {("foible.parts.searches.lbfgs", "scipy.optimize.minimize")}
+EXTRAS = {
+    ("foible.explain.removal", "skimage.segmentation.quickshift"),
+    ("foible.parts.searches.lbfgs", "scipy.optimize.minimize"),
+}
 ZOO_MAY_IMPORT = ("foible.core.errors",)
 ZOO_PACKAGES = ("torch", "numpy", "safetensors")
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from foible import attacks, explain
 from foible.core.randomness import Draw, Rng
-from foible.explain.surrogate import grid
 from foible.models import TorchModel, wrap
 from foible.parts.threats import L2, Linf
 
@@ -222,13 +221,13 @@ def test_integrated_gradients(
 def test_lime(given, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TorchModel, "chunk", lambda self, x: chunk)
     model, x, y, tol = given
-    found = explain.lime(samples=60, cell=2)(model, x, y, seed=9)
-    segment = grid(tuple(x.shape[1:]), 2)
+    found = explain.lime(samples=60, segments=2)(model, x, y, seed=9)
+    segment = slow_maps.cells(2, 5, 5, 2)
     shown = draws(9, 5).uniform((60, int(segment.max()) + 1), x.dtype) < 0.5
     shown[:, 0] = True
     for i in range(ROWS):
         expected = slow_maps.lime(
-            model.net, x[i], int(y[i]), shown[i].double().numpy(), segment.numpy(), 0.25
+            model.net, x[i], int(y[i]), shown[i].double().numpy(), segment, 0.25
         )
         maps = found[i].flatten().double()
         torch.testing.assert_close(maps, torch.from_numpy(expected), rtol=0, atol=100 * tol)

@@ -40,6 +40,19 @@ def integrated_gradients(f: Logits, x: Tensor, c: int, steps: int, baseline: flo
     return (x - b) * total / steps
 
 
+def cells(colours: int, high: int, wide: int, side: int) -> np.ndarray:
+    """The square cell (D,) of every value of an image, counted along rows; colours share it."""
+    across = math.ceil(wide / side)
+    return np.array(
+        [
+            (i // side) * across + j // side
+            for _ in range(colours)
+            for i in range(high)
+            for j in range(wide)
+        ]
+    )
+
+
 def lime(
     f: Logits, x: Tensor, c: int, shown: np.ndarray, segment: np.ndarray, width: float
 ) -> np.ndarray:
