@@ -119,6 +119,9 @@ class Counter:
     def chunk(self, x: Tensor) -> int:
         return self.inner.chunk(x) if self.at_most is None else self.at_most
 
+    def watch(self, x: Tensor, layer: str | None, edit: Any = None) -> Any:
+        return self.inner.watch(x, layer, edit)
+
     def scores(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
         self.sizes.append(len(x))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foible.core.access import Access
+from foible.core.errors import InputError
 from foible.core.randomness import Draw
 from foible.core.rows import Rows
 
@@ -40,6 +41,30 @@ class Field:
         return self.oracle.value_and_grad(
             lambda leaf: self._at(leaf, rows), x, rows, create_graph=create_graph
         )
+
+    def at_layer(
+        self, x: Tensor, rows: Rows, layer: str | None = None, *, create_graph: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the field (B,), a layer's output and the field's gradient by it.
+
+        layer: as in `Oracle.tap`. One forward and one backward a row; needs INTERNALS access.
+        Raises InputError for an objective that averages over draws: it looks at other points.
+        """
+        from foible.core.problem import View
+
+        if hasattr(self.score, "draws"):
+            raise InputError(
+                "a layer's gradient belongs to one point, and this objective averages over draws: "
+                "explain the inner objective, or use a method that looks at x only"
+            )
+        with torch.enable_grad():
+            at = x if create_graph else x.detach()
+            scores, activation = self.oracle.tap(at, rows, layer)
+            values = self.score(View(self.oracle, rows, at, scores=scores))
+            (grad,) = self.oracle.grad(values, (activation,), rows, create_graph=create_graph)
+        if create_graph:
+            return values, activation, grad
+        return values.detach(), activation.detach(), grad
 
     def blocks(self, rows: int, samples: int) -> list[range]:
         """Cut `samples` draws of `rows` rows each into blocks that fit one forward."""

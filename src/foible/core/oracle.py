@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -79,6 +79,31 @@ class Oracle:
         with torch.no_grad():
             return self._checked(self.model.scores(x), x).argmax(1)
 
+    def tap(self, x: Tensor, rows: Rows, layer: str | None = None) -> tuple[Tensor, Tensor]:
+        """Return logits (B, K) and what a layer gave (B, *layer shape); one forward a row.
+
+        layer: a name as in `named_modules`, `name#2` for the second run of a module that runs
+        several times, or None for the last that gives maps (B, C, H, W). In grad mode the logits
+        can be differentiated by the activation; both are on the graph of x if x is.
+        """
+        with self._watch(x, layer) as seen:
+            scores = self.scores(x, rows)
+        activation: Tensor = seen.activation
+        return scores, activation
+
+    def scores_with(
+        self, x: Tensor, rows: Rows, layer: str | None, edit: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return logits (B, K) of the model whose layer gives `edit` of its output instead.
+
+        edit: maps (B, *layer shape) to the same shape, and may work in place. One forward a row;
+        on the graph of x, and of what the edit brings in.
+        """
+        with self._watch(x, layer, edit) as seen:
+            scores = self.scores(x, rows)
+        seen.activation  # noqa: B018 - complains where the layer did not run
+        return scores
+
     def value_and_grad(
         self, fn: Callable[[Tensor], Tensor], wrt: Tensor, rows: Rows, *, create_graph: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -150,6 +175,20 @@ class Oracle:
             for c in range(count)
         ]
         return torch.stack(grads, 1)
+
+    def _watch(
+        self, x: Tensor, layer: str | None, edit: Callable[[Tensor], Tensor] | None = None
+    ) -> AbstractContextManager[Any]:
+        self._require(Access.INTERNALS)
+        watch = getattr(self.model, "watch", None)
+        if watch is None:
+            raise AccessError(
+                f"{type(self.model).__name__} has no layers to look into: explain or attack a "
+                "single torch module, e.g. foible.wrap(net), or choose a method that needs "
+                "gradients only"
+            )
+        context: AbstractContextManager[Any] = watch(x, layer, edit)
+        return context
 
     def _require(self, access: Access) -> None:
         if access > self.access:

@@ -3,6 +3,7 @@
 from foible.models.ensembles import Ensemble, ensemble
 from foible.models.estimators import Estimator, estimator
 from foible.models.holding import TorchModel, as_model, wrap
+from foible.models.layers import layers_of
 from foible.models.twins import softplus_twin
 from foible.models.wrappers import bpda
 
@@ -14,6 +15,7 @@ __all__ = [
     "bpda",
     "ensemble",
     "estimator",
+    "layers_of",
     "softplus_twin",
     "wrap",
 ]

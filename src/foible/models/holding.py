@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from foible.core.access import Access
 from foible.core.errors import InputError, KindError, ModelError
 from foible.core.oracle import Model
+from foible.models.hooks import Edit, Glimpse, Run, find, named, recorded, watched
 from foible.models.identity import digest_of, structure, weights_hash
 
 Outputs = str | Callable[[Any], Tensor]
@@ -46,6 +47,7 @@ class TorchModel:
                 raise InputError(f"std is {std.tolist()}: every entry must be positive")
             self._mean_std = (mean, std)
         self._chunks: dict[tuple[Any, ...], int] = {}
+        self._runs: dict[tuple[Any, ...], list[Run]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits (B, K) as the net is now: no session, no meter."""
@@ -111,6 +113,29 @@ class TorchModel:
             budget = _CPU_BYTES if x.device.type == "cpu" else _DEVICE_BYTES
             self._chunks[key] = max(1, min(8192, budget // max(1, self._saved_bytes(x))))
         return self._chunks[key]
+
+    def layers(self, x: Tensor) -> dict[str, tuple[int, ...]]:
+        """Return the names and output shapes of the layers; see `foible.models.layers_of`."""
+        return named(self._ran(x))
+
+    @contextmanager
+    def watch(self, x: Tensor, layer: str | None, edit: Edit | None = None) -> Iterator[Glimpse]:
+        """Look into one layer, or edit what it gives, in the forward of x within.
+
+        layer: a name of `layers`, or None for the last that gives maps (B, C, H, W).
+        """
+        run = find(self.net, self._ran(x), layer)
+        with watched(self.net, Glimpse(run, len(x), edit)) as glimpse:
+            yield glimpse
+
+    def _ran(self, x: Tensor) -> list[Run]:
+        """Return which modules run, and in which order: found out once, with one sample."""
+        key = (tuple(x.shape[1:]), x.dtype, x.device.type)
+        if key not in self._runs:
+            with self.session(), torch.no_grad(), recorded(self.net) as runs:
+                self.scores(x[:1].detach().clone())
+            self._runs[key] = runs
+        return self._runs[key]
 
     def identity(self) -> dict[str, Any]:
         """Return what makes this model this one: code, settings, wrapper, a hash of all weights."""
