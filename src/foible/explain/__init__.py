@@ -7,6 +7,7 @@ from foible.explain.evaluate import (
     stability,
     topk_intersection,
 )
+from foible.explain.fidelity import Infidelity, infidelity
 from foible.explain.gradient import (
     GradientTimesInput,
     Saliency,
@@ -17,24 +18,50 @@ from foible.explain.gradient import (
 )
 from foible.explain.noise import RandomMap, random_map
 from foible.explain.path import IntegratedGradients, integrated_gradients
+from foible.explain.removal_curves import (
+    Removal,
+    comprehensiveness,
+    deletion,
+    insertion,
+    of_logit,
+    sufficiency,
+)
+from foible.explain.sanity import Randomised, Retrained, randomisation, retraining
+from foible.explain.scoring import Comparison, Measure, Score, compare
 from foible.explain.surrogate import Lime, lime
 
 __all__ = [
+    "Comparison",
     "Explanation",
     "GradientTimesInput",
+    "Infidelity",
     "IntegratedGradients",
     "Lime",
+    "Measure",
     "RandomMap",
+    "Randomised",
+    "Removal",
+    "Retrained",
     "Saliency",
+    "Score",
     "SmoothGrad",
+    "compare",
     "completeness",
+    "comprehensiveness",
+    "deletion",
     "gradient_x_input",
+    "infidelity",
+    "insertion",
     "integrated_gradients",
     "lime",
+    "of_logit",
     "random_map",
+    "randomisation",
     "rank_correlation",
+    "retraining",
     "saliency",
     "smoothgrad",
     "stability",
+    "sufficiency",
     "topk_intersection",
 ]

@@ -41,7 +41,7 @@ class Explanation(Explainer):
         """
         held = as_model(model)
         check_inputs(x)
-        labels = _labels(x, target)
+        labels = as_labels(x, target)
         if create_graph and not self.differentiable:
             raise InputError(f"{type(self).__name__} is not differentiable: drop create_graph")
         oracle = Oracle(held, len(x), self.access)
@@ -53,28 +53,29 @@ class Explanation(Explainer):
             maps = []
             for part in torch.arange(len(x), device=x.device).split(width):
                 rows = Rows(part, part, x[part], torch.zeros_like(part))
-                rows = self._targeted(oracle, rows, None if labels is None else labels[part])
+                rows = targeted(oracle, rows, None if labels is None else labels[part])
                 field = Field(oracle, Logit(), width)
                 draw = Rng(seed).split(5).at(rows.id)
                 maps.append(self.attribute(field, rows, draw, create_graph=create_graph))
         return torch.cat(maps)
 
-    @staticmethod
-    def _targeted(oracle: Oracle, rows: Rows, labels: Tensor | None) -> Rows:
-        if labels is None:
-            return replace(rows, y=oracle.labels(rows.x.detach(), rows))
-        if oracle.classes == 0:
-            first = torch.zeros(1, dtype=torch.int64)
-            oracle.labels(rows.x[:1].detach(), rows.take(first))
-        if int(labels.max()) >= oracle.classes:
-            raise InputError(
-                f"target holds class {int(labels.max())} and the model has classes "
-                f"0..{oracle.classes - 1}: check the label encoding"
-            )
-        return replace(rows, y=labels)
+
+def targeted(oracle: Oracle, rows: Rows, labels: Tensor | None) -> Rows:
+    """Return the rows with the labels to explain; None: the predicted ones, one forward a row."""
+    if labels is None:
+        return replace(rows, y=oracle.labels(rows.x.detach(), rows))
+    if oracle.classes == 0:
+        first = torch.zeros(1, dtype=torch.int64)
+        oracle.labels(rows.x[:1].detach(), rows.take(first))
+    if int(labels.max()) >= oracle.classes:
+        raise InputError(
+            f"target holds class {int(labels.max())} and the model has classes "
+            f"0..{oracle.classes - 1}: check the label encoding"
+        )
+    return replace(rows, y=labels)
 
 
-def _labels(x: Tensor, target: Any) -> Tensor | None:
+def as_labels(x: Tensor, target: Any) -> Tensor | None:
     """Return the targets (B,) int64, or None for the predicted classes."""
     if target is None:
         return None

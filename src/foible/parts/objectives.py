@@ -183,6 +183,15 @@ class LogProbability:
 
 
 @dataclass(frozen=True)
+class Probability:
+    """The probability of the target (of the label where there is none)."""
+
+    def __call__(self, view: View) -> Tensor:
+        """Return (B,)."""
+        return LogProbability()(view).exp()
+
+
+@dataclass(frozen=True)
 class Constant:
     """Zero everywhere, for attacks that do not look at the model: random controls."""
 
