@@ -30,6 +30,7 @@ MODELS = ("standard", "hardened")
 EPS = 0.1
 STEPS = 40
 STEP = 2.5 * EPS / STEPS
+BUSY = os.getloadavg()[0]  # before this process adds to it
 
 
 # ---------------------------------------------------------------- timing
@@ -105,6 +106,7 @@ class Section:
         lines = [f"## {self.title}", "", f"<!-- section: {self.name} -->", ""]
         if self.note:
             lines += [self.note, ""]
+        lines += [f"Run as `{command()}`{shared()}.", ""]
         lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         lines += ["| " + " | ".join(row) + " |" for row in self.rows]
         return "\n".join(lines) + "\n"
@@ -125,20 +127,32 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
+def command() -> str:
+    """How this run was called."""
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def shared() -> str:
+    """What to add where other work ran beside this one: its times scatter, its counts do not."""
+    if BUSY <= 0.5:
+        return ""
+    return f" on a machine shared with other work (load {BUSY:.1f} when it began)"
+
+
 def header(title: str, packages: Sequence[str], intro: str) -> str:
     """What the figures depend on; no date, so that an equal run gives an equal header."""
-    versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in packages)
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    others = [f"{p} {importlib.metadata.version(p)}" for p in packages]
+    own = [f"foible {foible_version()}", f"torch {torch.__version__}"]
+    versions = ", ".join([*own, *others, f"Python {platform.python_version()}"])
     return "\n".join(
         [
             f"# {title}",
             "",
             intro,
             "",
-            f"- versions: foible {foible_version()}, torch {torch.__version__}, {versions}, "
-            f"Python {platform.python_version()}",
+            f"- versions: {versions}",
             f"- machine: {processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
-            f"- command: `{command}`",
+            f"- command: `{command()}`{shared()}",
             "",
         ]
     )
@@ -209,9 +223,8 @@ def command_line(doc: str, name: str, sections: Sequence[str], runs: int) -> arg
     args.samples = args.samples or (200 if args.quick else 1000)
     args.path = args.out or (None if args.quick else RESULTS / f"{name}.md")
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
-    busy = os.getloadavg()[0]
-    if busy > 0.5:
-        print(f"the machine is busy (load {busy:.1f}): ratios will scatter; wait for a quiet one")
+    if BUSY > 0.5:
+        print(f"the machine is busy (load {BUSY:.1f}): ratios will scatter; wait for a quiet one")
     return args
 
 
