@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from foible import attacks, explain
-from foible.parts.threats import L0, L1, L2, Linf, Spatial
+from foible.parts.threats import L0, L1, L2, Features, Linf, Spatial
 
 # What a recipe must be given, beside its defaults; few steps, so that the sweep is quick.
 GIVEN: dict[str, Callable[[], Any]] = {
@@ -25,6 +25,8 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "bend": lambda: attacks.bend(Linf(0.1), explain.saliency(), 3),
     "bim": lambda: attacks.bim(L2(0.5), 3),
     "curve": lambda: attacks.curve(attacks.bim(Linf(0.1), 3, stop="success"), [0.05, 0.1]),
+    "contrastive": lambda: attacks.contrastive(steps=6, searches=2),
+    "counterfactual": lambda: attacks.counterfactual(Features(fixed=(3,)), 6, 2),
     "cw": lambda: attacks.cw(Linf(), 6, 2),
     "ead": lambda: attacks.ead(L1(), 6, 2),
     "lbfgs": lambda: attacks.lbfgs(L2(), 2, 4),

@@ -29,7 +29,14 @@ def recipes(room: Any) -> list[str]:
     """Public functions in lower case that take settings, not data."""
     data = {"a", "b", "data", "model", "models", "source", "explainer_model"}
     names = [n for n in room.__all__ if inspect.isfunction(getattr(room, n))]
-    return [n for n in names if not data & set(inspect.signature(getattr(room, n)).parameters)]
+    names = [n for n in names if not data & set(inspect.signature(getattr(room, n)).parameters)]
+    return [n for n in names if "autoencoder" not in needed(getattr(room, n))]
+
+
+def needed(function: Any) -> set[str]:
+    """Parameters without a default."""
+    given = inspect.signature(function).parameters.values()
+    return {p.name for p in given if p.default is inspect.Parameter.empty}
 
 
 def explainers() -> list[str]:

@@ -311,3 +311,15 @@ def test_notes_are_json_with_the_recipe() -> None:
         assert notes["command"].startswith("python recipes/")
         assert len(notes["sha256"]) == 64 and isinstance(notes["seed"], int)
         assert json.loads(json.dumps(notes)) == notes
+
+
+def test_the_autoencoder_gives_garments_back_and_noise_not() -> None:
+    x, _ = full_set()
+    net, notes = zoo.load("autoencoder"), bundled.notes("weights", "autoencoder")
+    with torch.no_grad():
+        found = (net(x[:2000]) - x[:2000]).square().flatten(1).sum(1).mean()
+        noise = torch.rand(64, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+        lost = (net(noise) - noise).square().flatten(1).sum(1).mean()
+    assert float(found) == pytest.approx(notes["test_residual"], rel=0.05)
+    assert found < 0.03 * x[:2000].square().flatten(1).sum(1).mean() and lost > 5 * found
+    assert not net.training and notes["parameters"] == sum(p.numel() for p in net.parameters())

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from foible import attacks, audit, explain, models, zoo
     from foible.core.errors import FoibleError
     from foible.models import wrap
-    from foible.parts.threats import L0, L1, L2, Linf
+    from foible.parts.threats import L0, L1, L2, Features, Linf
 
 _WHERE = {
     "wrap": "foible.models",
@@ -27,6 +27,7 @@ _WHERE = {
     "L1": "foible.parts.threats",
     "L2": "foible.parts.threats",
     "Linf": "foible.parts.threats",
+    "Features": "foible.parts.threats",
     "FoibleError": "foible.core.errors",
 }
 _ROOMS = ("attacks", "audit", "explain", "models", "zoo")
@@ -35,6 +36,7 @@ __all__ = [
     "L0",
     "L1",
     "L2",
+    "Features",
     "FoibleError",
     "Linf",
     "attacks",

@@ -4,6 +4,8 @@ from foible.attacks.adaptive import apgd, apgd_targeted
 from foible.attacks.base import Attack, Result
 from foible.attacks.boundary_projection import deepfool, fab, fab_targeted
 from foible.attacks.cascade import Cascade, CascadeResult, Stage, StageReport
+from foible.attacks.contrast import contrastive
+from foible.attacks.counterfactuals import Alternatives, alternatives, counterfactual
 from foible.attacks.curves import Curve, curve
 from foible.attacks.decision_based import boundary, hop_skip_jump
 from foible.attacks.deletion import ig_deletion
@@ -32,9 +34,10 @@ from foible.attacks.transferring import Diverse, ti_dim, transfer
 from foible.attacks.trees import path_flip
 from foible.attacks.unrestricted import TwoClass
 from foible.attacks.unrestricted import two_class as two_class
-from foible.attacks.wrappers import eot, with_density
+from foible.attacks.wrappers import autoencoder_penalty, eot, with_density
 
 __all__ = [
+    "Alternatives",
     "Attack",
     "Cascade",
     "CascadeResult",
@@ -48,12 +51,16 @@ __all__ = [
     "Teaching",
     "TransferMatrix",
     "TwoClass",
+    "alternatives",
     "apgd",
     "apgd_targeted",
     "autoattack",
+    "autoencoder_penalty",
     "bend",
     "bim",
     "boundary",
+    "contrastive",
+    "counterfactual",
     "curve",
     "cw",
     "ddn",

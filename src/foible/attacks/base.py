@@ -156,15 +156,7 @@ class Attack:
         x = x.detach()
         oracle = Oracle(held, len(x), self.access)
         threat = self.threat.inside(held.bounds)
-        index = torch.arange(len(x), device=x.device)
-        rows = Rows(
-            index,
-            index if ids is None else ids.to(index),
-            x,
-            y.to(index),
-            None if target is None else target.to(index),
-            threat.radii(len(x), x),
-        )
+        rows = self.rows(threat, x, y, target, ids)
         with oracle.session(seed):
             if self.source is None:
                 return self._run(oracle, threat, rows, seed)
@@ -176,6 +168,20 @@ class Attack:
                 )
             with searched.session(seed):
                 return self._run(oracle, threat, rows, seed, searched)
+
+    def rows(
+        self, threat: Threat, x: Tensor, y: Tensor, target: Tensor | None, ids: Tensor | None
+    ) -> Rows:
+        """Return the samples as rows; threat: bound to the model's box."""
+        index = torch.arange(len(x), device=x.device)
+        return Rows(
+            index,
+            index if ids is None else ids.to(index),
+            x,
+            y.to(index),
+            None if target is None else target.to(index),
+            threat.radii(len(x), x),
+        )
 
     def problem(self, oracle: Oracle, threat: Threat) -> Problem:
         """Return the problem that this attack poses."""

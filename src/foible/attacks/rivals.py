@@ -52,7 +52,8 @@ class Rivals:
         top = others.topk(count, dim=1).indices
         asked = torch.cat([rows.y[:, None], top], 1)
         scores, grads = oracle.jacobian(rows.x, rows, asked)
-        normal = (grads[:, 1:] - grads[:, :1]).flatten(2)
+        normal = threat.by_z((grads[:, 1:] - grads[:, :1]).flatten(0, 1))
+        normal = normal.view(len(grads), count, -1)
         gap = scores.gather(1, rows.y[:, None]) - scores.gather(1, top)
         low, high = (room.flatten(1) for room in threat._room(rows))
         away = torch.empty_like(gap)

@@ -7,16 +7,20 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from foible.attacks.base import Attack, clean_look
+from foible.attacks.contrast import priced
 from foible.core.access import Access
 from foible.core.errors import InputError
 from foible.core.oracle import Oracle
-from foible.core.problem import Goal, Objective, View
+from foible.core.problem import Closest, Goal, Objective, View
 from foible.core.randomness import Draw, Rng
 from foible.core.rows import Rows
 from foible.parts.density import Density
+from foible.parts.residual import Reconstructed, Residual
+from foible.parts.searches.carlini import CarliniL2
+from foible.parts.searches.ead import ElasticDescent
 from foible.parts.transforms import Transform
 
 
@@ -216,3 +220,46 @@ def with_density(
         inner = Density(objective.inner, data, weight, bandwidth, kernel)
         return replace(attack, objective=replace(objective, inner=inner))
     return replace(attack, objective=Density(objective, data, weight, bandwidth, kernel))
+
+
+def autoencoder_penalty(attack: Attack, autoencoder: nn.Module, weight: float = 1.0) -> Attack:
+    """Return an attack that also pays for what an autoencoder does not give back of its inputs.
+
+    Dhurandhar et al. 2018 (S10): weight * |x_adv - AE(x_adv)|_2^2, so that adversarials stay near
+    what the autoencoder was trained on. autoencoder: maps inputs, as the attacked model takes
+    them, to their own shape, e.g. `foible.zoo.load("autoencoder")`; in evaluation mode. weight:
+    in units of the objective for an attack with a budget, whose objective it lowers; of the
+    squared L2 length for `cw`, of the L1 length for `ead` (of its elastic net with rule="en"),
+    beside which it is made small.
+
+    The autoencoder calls no model. Beside a size its gradient counts as one backward a step; in
+    an objective it comes with the model's own. Such an attack holds a net, so that a plan cannot
+    store it.
+
+    Raises InputError where the term has no place: attacks that see labels only, and minimum-norm
+    attacks other than `cw` in L2, `ead` and `contrastive`, which read the boundary off the
+    objective's sign.
+
+    >>> import foible
+    >>> x, y = foible.zoo.sample()
+    >>> judge = foible.zoo.load("autoencoder")
+    >>> real = autoencoder_penalty(foible.attacks.pgd(foible.Linf(0.1), 5), judge)
+    >>> result = real(foible.zoo.load("standard"), x[:4], y[:4])
+    """
+    objective = attack.objective
+    if isinstance(attack.prefer, Closest):
+        if type(attack.search) not in (CarliniL2, ElasticDescent):
+            raise InputError(
+                f"{attack.name} reads the boundary off the objective's sign, and so a term in it "
+                "would move the boundary: take cw(L2()), ead(L1()) or an attack with a budget"
+            )
+        return priced(attack, autoencoder, weight)
+    if attack.searching == Access.LABELS:
+        raise InputError(
+            f"{attack.name} sees labels only and asks no objective: the term has no place in it"
+        )
+    term = Residual(autoencoder, weight)
+    if isinstance(objective, Averaged):  # the term has nothing to average
+        inner = Reconstructed(objective.inner, term)
+        return replace(attack, objective=replace(objective, inner=inner))
+    return replace(attack, objective=Reconstructed(objective, term))

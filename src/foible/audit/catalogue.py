@@ -50,7 +50,7 @@ def entries(kind: str | None = None) -> list[Entry]:
     """Return everything of one kind ("attacks", "explanations", "threats", "models"), or all.
 
     >>> [e.name for e in entries("threats")]
-    ['Deletion', 'L0', 'L1', 'L2', 'Linf', 'Spatial']
+    ['Added', 'Deletion', 'Features', 'Kept', 'L0', 'L1', 'L2', 'Linf', 'Spatial']
     """
     if kind is not None and kind not in KINDS:
         close = get_close_matches(kind, KINDS, 1, 0.5)
@@ -173,6 +173,7 @@ def _example(function: Callable[..., Any]) -> Any:
     stock: dict[str, Callable[[], Any]] = {
         "attack": lambda: pgd(Linf(0.1)),
         "explainer": saliency,
+        "autoencoder": lambda: torch.nn.Identity().eval(),
         "eps": lambda: [0.1],
         "data": lambda: torch.zeros(1, 2),
     }

@@ -184,6 +184,28 @@ FACTS: dict[str, Facts] = {
     "curve": Facts(
         "none, bisection", "", (), "about log2(grid) runs of its attack", "the same",
     ),
+    "counterfactual": Facts(
+        "Wachter et al. 2017",
+        "Counterfactual Explanations without Opening the Black Box: Automated Decisions and the "
+        "GDPR", ("B30",), "steps * searches + 25 at most", "steps * searches + 10 at most",
+    ),
+    "alternatives": Facts(
+        "Wachter et al. 2017",
+        "Counterfactual Explanations without Opening the Black Box: Automated Decisions and the "
+        "GDPR", ("B30",), "count * its attack's", "count * its attack's",
+        "gradients",
+    ),
+    "contrastive": Facts(
+        "Dhurandhar et al. 2018",
+        "Explanations based on the Missing: Towards Contrastive Explanations with Pertinent "
+        "Negatives", ("A13",), "steps * searches + 23 at most",
+        "steps * searches + 10 at most, twice that with an autoencoder",
+    ),
+    "autoencoder_penalty": Facts(
+        "Dhurandhar et al. 2018",
+        "Explanations based on the Missing: Towards Contrastive Explanations with Pertinent "
+        "Negatives", ("S10",), "its attack's", "its attack's, twice that of a penalty attack",
+    ),
     "cw": Facts(
         "Carlini and Wagner 2017", "Towards Evaluating the Robustness of Neural Networks",
         ("S2",), "steps * searches + 11 at most", "steps * searches + 10 at most",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from foible.core.errors import InputError
-from foible.zoo.networks import small_cnn
+from foible.zoo.networks import autoencoder, small_cnn
 
 CLASSES: tuple[str, ...] = (
     "T-shirt/top",
@@ -32,6 +32,7 @@ CLASSES: tuple[str, ...] = (
 MODELS: tuple[str, ...] = ("standard", "hardened")
 WEAK: tuple[str, ...] = ("single_step", "distilled")
 """Trained defences that are known to be broken; `zoo.weak` has those that need no training."""
+AUTOENCODERS: tuple[str, ...] = ("autoencoder",)
 SAMPLE = "fashion_mnist_1000"
 
 
@@ -44,7 +45,9 @@ def load(name: str) -> nn.Module:
     adversarial attacks*, 2018). Two are weak defences of half the width, to try checks on:
     ``"single_step"`` was trained on FGSM adversarials of size 0.3 (survey, Eq. 15), which hides
     its gradients from one step and from no other attack; ``"distilled"`` at temperature 100
-    (Papernot et al. 2016), which PGD on the margin or the DLR loss breaks. Each call builds a new
+    (Papernot et al. 2016), which PGD on the margin or the DLR loss breaks. ``"autoencoder"`` is no
+    classifier: it gives each image back as well as its narrow middle lets it, and so tells how far
+    an image is from all garments (`foible.attacks.autoencoder_penalty`). Each call builds a new
     module. Accuracy, seed and the command that made the weights stand in the JSON file beside them.
 
     Raises `InputError` for an unknown name and for weights that do not match their checksum.
@@ -54,12 +57,15 @@ def load(name: str) -> nn.Module:
     >>> net.training, net(torch.zeros(2, 1, 28, 28)).shape
     (False, torch.Size([2, 10]))
     """
-    if name not in MODELS + WEAK:
-        known = ", ".join(map(repr, MODELS + WEAK))
+    if name not in MODELS + WEAK + AUTOENCODERS:
+        known = ", ".join(map(repr, MODELS + WEAK + AUTOENCODERS))
         raise InputError(f"there is no bundled model {name!r}; choose one of: {known}")
     from safetensors.torch import load as parse
 
-    net = small_cnn(len(CLASSES), width=16 if name in WEAK else 32)
+    if name in AUTOENCODERS:
+        net = autoencoder()
+    else:
+        net = small_cnn(len(CLASSES), width=16 if name in WEAK else 32)
     net.load_state_dict(parse(_checked("weights", name, "safetensors")))
     return net.eval()
 

@@ -86,3 +86,29 @@ PANEL: dict[str, Callable[[], nn.Sequential]] = {
     "norm_pgd": norm_cnn,
     "mnist_pgd": small_cnn,
 }
+
+
+def autoencoder(width: int = 16, codes: int = 4) -> nn.Sequential:
+    """Build the untrained autoencoder: (B, 1, 28, 28) in [0, 1] to the same shape in (0, 1).
+
+    A quarter as many numbers as pixels pass through its middle, `codes` maps of 7 x 7: enough for
+    a garment, too few for noise. Strided convolutions as in `small_cnn`; the sigmoid keeps it in
+    the box.
+
+    >>> import torch
+    >>> autoencoder()(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 1, 28, 28])
+    """
+    return nn.Sequential(
+        nn.Conv2d(1, width, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(2 * width, codes, 3, padding=1),
+        nn.Conv2d(codes, 2 * width, 3, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(2 * width, width, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.ConvTranspose2d(width, 1, 4, stride=2, padding=1),
+        nn.Sigmoid(),
+    )

@@ -55,7 +55,11 @@ class CarliniL2(Penalty):
 
     def reach(self, state: Trial) -> Tensor:
         """Return what steps are a share of: the best distance, or the weight's, an entry."""
-        size = torch.where(state.size.isinf(), state.weight / self.weight, state.size)
+        size = state.size
+        if self.term is not None:  # then the size by which the best is kept is no distance
+            length = torch.linalg.vector_norm(state.best.flatten(1).double(), dim=1)
+            size = torch.where(size.isinf(), size, length)
+        size = torch.where(size.isinf(), state.weight / self.weight, size)
         share: float = state.z[0].numel() ** -0.5
         return size * share
 
@@ -167,9 +171,9 @@ class CarliniL0(CarliniL2):
         """Return the last length that held, at first the linearised one, a free entry."""
         return state.unit / state.memory["free"].flatten(1).sum(1).clamp_min(1).sqrt()
 
-    def keep(self, problem: Problem, state: Trial, fooled: Tensor, grad: Tensor) -> Trial:
+    def keep(self, size: Tensor, state: Trial, fooled: Tensor, grad: Tensor) -> Trial:
         """Keep the smallest change of this run, and what each feature is worth there."""
-        new = super().keep(problem, state, fooled, grad)
+        new = super().keep(size, state, fooled, grad)
         better = per_row(new.size < state.size, grad)
         worth = torch.where(better, (grad * state.z).abs(), state.memory["worth"])
         return new._replace(memory={**new.memory, "worth": worth})

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from foible.core.errors import KindError
-from foible.core.problem import Problem
+from foible.core.problem import Problem, View
 from foible.core.randomness import Draw
 from foible.core.rows import Rows, per_row
 from foible.core.search import Evaluate, Search
 from foible.parts.planes import nearest
+from foible.parts.residual import ClosestReconstructed, Residual
 from foible.parts.threats import Ball
 
 
@@ -55,12 +56,15 @@ class Penalty(Search):
 
     polish: label queries that shorten the best point towards the clean one at the end, by
     bisection; a run ends early once its loss stands still. Rows at different steps of different
-    runs share the batch.
+    runs share the batch. term: a price of x_adv that is descended beside the size; it calls no
+    model, but its gradient counts as one backward. Whether the best is chosen with it as well,
+    `problem.prefer` says.
     """
 
     length: int = 100
     searches: int = 9
     polish: int = 8
+    term: Residual | None = field(default=None, kw_only=True)
     steps: int = field(init=False, default=0)
     factor: ClassVar[float] = 10.0  # by which the weight grows until it holds
 
@@ -121,8 +125,16 @@ class Penalty(Search):
         pull = -per_row(share.to(grad.dtype), grad) * grad
         if bool(new.any()):
             state = choose(new, self.begin(state, pull), state)
-        state = self.keep(problem, state, fooled, grad)
-        loss = (state.weight * hinge + self.cost(state)).minimum(state.loss)
+        size, price = self.length_of(problem, state.z), torch.zeros_like(hinge)
+        if self.term is not None:
+            price, slope = self.priced(self.term, problem, rows, state.z)
+            # A move weighs the pull by the weight, which the price knows nothing of.
+            pull = pull + slope / per_row(state.weight.to(grad.dtype), grad)
+            if isinstance(problem.prefer, ClosestReconstructed):
+                x_adv = problem.threat.render(rows, state.z)
+                size = -problem.prefer(View(problem.oracle, rows, x_adv, state.z))
+        state = self.keep(size, state, fooled, grad)
+        loss = (state.weight * hinge + self.cost(state) + price).minimum(state.loss)
         state = self.move(room, state._replace(loss=loss), pull)
         state = state._replace(inner=state.inner + 1)
         over, state = self.over(problem, state)
@@ -130,13 +142,23 @@ class Penalty(Search):
             state = self.turn(problem, rows, state, over)
             last = (over & self.ended(state)).nonzero().squeeze(1)
             if len(last) and self.polish:
-                z = shorten(evaluate, rows.take(last), state.best[last], self.polish)
+                z = self.finish(evaluate, rows.take(last), state.best[last])
                 state = state._replace(z=state.z.index_copy(0, last, z))
         return state
 
-    def keep(self, problem: Problem, state: Trial, fooled: Tensor, grad: Tensor) -> Trial:
-        """Note which rows are fooled at z, and keep the smallest such z."""
-        size = self.length_of(problem, state.z)
+    def priced(
+        self, term: Residual, problem: Problem, rows: Rows, z: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the term (B,) and its gradient (B, *shape) at z."""
+
+        def price(at: Tensor) -> Tensor:
+            return term(problem.threat.render(rows, at))
+
+        found, slope = problem.oracle.value_and_grad(price, z, rows)
+        return found.double(), slope
+
+    def keep(self, size: Tensor, state: Trial, fooled: Tensor, grad: Tensor) -> Trial:
+        """Note which rows are fooled at z, and keep the smallest such z; size: of z, (B,)."""
         better = fooled & (size < state.size)
         return state._replace(
             best=torch.where(per_row(better, state.z), state.z, state.best),
@@ -153,6 +175,10 @@ class Penalty(Search):
         # A run begins at a fooled point: only where it stays says whether its weight holds.
         fell = state.fell & (over | ~look)
         return over, state._replace(mark=mark, fell=fell)
+
+    def finish(self, evaluate: Evaluate, rows: Rows, best: Tensor) -> Tensor:
+        """Return the last point of rows whose runs are over, from the best of each."""
+        return shorten(evaluate, rows, best, self.polish)
 
     def turn(self, problem: Problem, rows: Rows, state: Trial, over: Tensor) -> Trial:
         """Bisect the weight of the rows whose run is over and start again from their best."""
@@ -249,6 +275,21 @@ def shorten(evaluate: Evaluate, rows: Rows, z: Tensor, tries: int) -> Tensor:
         fooled = got.success | (got.value > 0)
         low, high = torch.where(fooled, low, share), torch.where(fooled, share, high)
     return z * per_row((low + high) / 2, z)
+
+
+def prune(evaluate: Evaluate, rows: Rows, z: Tensor, tries: int) -> Tensor:
+    """Bisect for the most of the smallest entries that may fall away; return what is left.
+
+    `tries` label queries, whose points `evaluate` keeps where they are better.
+    """
+    low = torch.zeros(len(z), dtype=z.dtype, device=z.device)
+    high = z.flatten(1).abs().amax(1)
+    for _ in range(tries):
+        level = (low + high) / 2
+        got = evaluate(z * (z.abs() > per_row(level, z)), rows, need="labels")
+        fooled = got.success | (got.value > 0)
+        low, high = torch.where(fooled, level, low), torch.where(fooled, high, level)
+    return z * (z.abs() > per_row(low, z))
 
 
 def decayed(start: float, end: float, state: Trial, length: int) -> Tensor:
