@@ -290,7 +290,7 @@ def test_bending_and_bare_attacks_need_a_budget(model: Counter) -> None:
         (lambda: explain.smoothgrad(5, -0.1), "sigma=-0.1"),
         (lambda: explain.integrated_gradients(0), "steps=0"),
         (lambda: explain.lime(1), "samples=1"),
-        (lambda: explain.lime(cell=0), "cell=0"),
+        (lambda: explain.lime(segments=0), "cell=0"),
         (lambda: curve(fgsm(Linf(0.1)), []), "rising list of positive"),
         (lambda: curve(fgsm(Linf(0.1)), [0.2, 0.1]), "rising list of positive"),
         (lambda: curve(fgsm(Linf(0.1)), [0.0, 0.1]), "rising list of positive"),

@@ -73,7 +73,7 @@ def lime(
         norms = np.linalg.norm(mask) * np.linalg.norm(whole)
         distance = 1 - float(mask @ whole) / norms if norms > 0 else 1.0
         weights.append(math.sqrt(math.exp(-(distance**2) / width**2)))
-    w = np.array(weights) / sum(weights) * len(weights)
+    w = np.array(weights)
     design = np.hstack([np.ones((len(shown), 1)), shown])
     penalty = np.eye(design.shape[1])
     penalty[0, 0] = 0.0

@@ -246,5 +246,16 @@ FACTS: dict[str, Facts] = {
         "Ribeiro et al. 2016", '"Why Should I Trust You?": Explaining the Predictions of Any '
         "Classifier", ("B5",), "samples", "0",
     ),
+    "tabular_lime": Facts(
+        "Ribeiro et al. 2016", '"Why Should I Trust You?": Explaining the Predictions of Any '
+        "Classifier", ("B5",), "samples", "0",
+    ),
+    "kernel_shap": Facts(
+        "Lundberg and Lee 2017", "A Unified Approach to Interpreting Model Predictions",
+        ("B11",), "at most samples", "0",
+    ),
+    "exact_shapley": Facts(
+        "Shapley 1953", "A Value for n-Person Games", ("B11",), "2 ** segments", "0",
+    ),
     "random_map": Facts("none, a control", "", (), "0", "0"),
 }  # fmt: skip

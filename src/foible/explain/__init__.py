@@ -1,12 +1,7 @@
 """Explanations: signed maps of the input's shape, each also a direction for an attack."""
 
 from foible.explain.base import Explanation
-from foible.explain.evaluate import (
-    completeness,
-    rank_correlation,
-    stability,
-    topk_intersection,
-)
+from foible.explain.evaluate import completeness, rank_correlation, stability, topk_intersection
 from foible.explain.fidelity import Infidelity, infidelity
 from foible.explain.gradient import (
     GradientTimesInput,
@@ -28,15 +23,19 @@ from foible.explain.removal_curves import (
 )
 from foible.explain.sanity import Randomised, Retrained, randomisation, retraining
 from foible.explain.scoring import Comparison, Measure, Score, compare
-from foible.explain.surrogate import Lime, lime
+from foible.explain.shapley import ExactShapley, KernelShap, exact_shapley, kernel_shap
+from foible.explain.surrogate import Lime, LocalFit, TabularLime, lime, tabular_lime
 
 __all__ = [
     "Comparison",
+    "ExactShapley",
     "Explanation",
     "GradientTimesInput",
     "Infidelity",
     "IntegratedGradients",
+    "KernelShap",
     "Lime",
+    "LocalFit",
     "Measure",
     "RandomMap",
     "Randomised",
@@ -45,14 +44,17 @@ __all__ = [
     "Saliency",
     "Score",
     "SmoothGrad",
+    "TabularLime",
     "compare",
     "completeness",
     "comprehensiveness",
     "deletion",
+    "exact_shapley",
     "gradient_x_input",
     "infidelity",
     "insertion",
     "integrated_gradients",
+    "kernel_shap",
     "lime",
     "of_logit",
     "random_map",
@@ -63,5 +65,6 @@ __all__ = [
     "smoothgrad",
     "stability",
     "sufficiency",
+    "tabular_lime",
     "topk_intersection",
 ]

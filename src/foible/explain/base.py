@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,14 +13,21 @@ from torch import Tensor
 from foible.core.errors import InputError, KindError
 from foible.core.explainer import Explainer, Field
 from foible.core.oracle import Oracle
-from foible.core.randomness import Rng
+from foible.core.problem import Objective
+from foible.core.randomness import Draw, Rng
 from foible.core.rows import Rows
 from foible.models import as_model
 from foible.parts.objectives import Logit
 
+T = TypeVar("T")
+
 
 class Explanation(Explainer):
     """An explainer that can be called with (model, x, target)."""
+
+    def explained(self) -> Objective:
+        """Return what a call explains: the target's logit, unless the method's paper says else."""
+        return Logit()
 
     def __call__(
         self,
@@ -39,25 +47,41 @@ class Explanation(Explainer):
 
         Raises InputError for NaN in x or targets outside the classes.
         """
+        if create_graph and not self.differentiable:
+            raise InputError(f"{type(self).__name__} is not differentiable: drop create_graph")
+
+        def work(field: Field, rows: Rows, draw: Draw) -> Tensor:
+            return self.attribute(field, rows, draw, create_graph=create_graph)
+
+        maps = self.each(model, x, target, work, seed=seed, create_graph=create_graph)
+        return torch.cat(maps) if maps else torch.zeros_like(x)
+
+    def each(
+        self,
+        model: Any,
+        x: Tensor,
+        target: Tensor | int | None,
+        work: Callable[[Field, Rows, Draw], T],
+        *,
+        seed: int = 0,
+        create_graph: bool = False,
+    ) -> list[T]:
+        """Return what `work` makes of each chunk of rows, in order, inside the model's session."""
         held = as_model(model)
         check_inputs(x)
         labels = as_labels(x, target)
-        if create_graph and not self.differentiable:
-            raise InputError(f"{type(self).__name__} is not differentiable: drop create_graph")
         oracle = Oracle(held, len(x), self.access)
+        x, found = x if create_graph else x.detach(), []
         if len(x) == 0:
-            return torch.zeros_like(x)
-        x = x if create_graph else x.detach()
+            return []
         with oracle.session(seed, freeze=not create_graph):
             width = oracle.chunk(x)
-            maps = []
             for part in torch.arange(len(x), device=x.device).split(width):
                 rows = Rows(part, part, x[part], torch.zeros_like(part))
                 rows = targeted(oracle, rows, None if labels is None else labels[part])
-                field = Field(oracle, Logit(), width)
-                draw = Rng(seed).split(5).at(rows.id)
-                maps.append(self.attribute(field, rows, draw, create_graph=create_graph))
-        return torch.cat(maps)
+                field = Field(oracle, self.explained(), width)
+                found.append(work(field, rows, Rng(seed).split(5).at(rows.id)))
+        return found
 
 
 def targeted(oracle: Oracle, rows: Rows, labels: Tensor | None) -> Rows:

@@ -46,7 +46,8 @@ class Partition:
         return Partition(self.label[which], self.present[which])
 
     def shown(self, keep: Tensor, row: Tensor) -> Tensor:
-        """Return which features (m, *shape) are shown, from segments (m, S) kept of rows (m,)."""
+        """Return which features (m, *shape) are shown, from segments (m, S) kept of rows (m,):
+        in the dtype of `keep`."""
         flat = self.label.flatten(1)
         if len(flat) == 1:
             found = keep.index_select(1, flat[0])
@@ -278,12 +279,13 @@ def masked_values(field: Field, rows: Rows, keep: Tensor, part: Partition, fill:
     keep: (B, n, S) bool, or (1, n, S) for all rows: which segments of the partition are shown.
     fill: what the others show, of `filling`.
     """
-    count, alike = keep.shape[1], len(keep) == 1
-    flat = keep.reshape(-1, keep.shape[2])
-    own = fill.dim() == rows.x.dim()  # a fill of each row's own
+    x, count, alike = rows.x.detach(), keep.shape[1], len(keep) == 1
+    flat, fill = keep.reshape(-1, keep.shape[2]), fill.to(x)
+    own = fill.dim() == x.dim()  # a fill of each row's own
 
     def points(row: Tensor, which: Tensor) -> Tensor:
-        kept = flat[which if alike else row * count + which]
-        return torch.where(part.shown(kept, row), rows.x.detach()[row], fill[row] if own else fill)
+        # Gathering numbers is ten times as fast as gathering bools; lerp is exact at 0 and 1.
+        kept = flat[which if alike else row * count + which].to(x.dtype)
+        return torch.lerp(fill[row] if own else fill, x[row], part.shown(kept, row))
 
     return point_values(field, rows, count, points)
