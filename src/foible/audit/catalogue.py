@@ -50,7 +50,7 @@ def entries(kind: str | None = None) -> list[Entry]:
     """Return everything of one kind ("attacks", "explanations", "threats", "models"), or all.
 
     >>> [e.name for e in entries("threats")]
-    ['Added', 'Deletion', 'Features', 'Kept', 'L0', 'L1', 'L2', 'Linf', 'Spatial']
+    ['Added', 'Deletion', 'Features', 'Kept', 'L0', 'L1', 'L2', 'Linf', 'Spatial', 'Swaps']
     """
     if kind is not None and kind not in KINDS:
         close = get_close_matches(kind, KINDS, 1, 0.5)
@@ -99,7 +99,8 @@ def _explanations() -> Iterator[Entry]:
 
     for name, function in _functions(explain):
         returned = get_type_hints(function).get("return")
-        if isinstance(returned, type) and issubclass(returned, explain.Explanation):
+        kinds = (explain.Explanation, explain.VisualCounterfactual)
+        if isinstance(returned, type) and issubclass(returned, kinds):
             yield _entry("explanations", name, function, _access(_example(function)))
 
 

@@ -257,5 +257,9 @@ FACTS: dict[str, Facts] = {
     "exact_shapley": Facts(
         "Shapley 1953", "A Value for n-Person Games", ("B11",), "2 ** segments", "0",
     ),
+    "visual_counterfactual": Facts(
+        "Goyal et al. 2019", "Counterfactual Visual Explanations",
+        ("B31",), "cells**2 a swap + 4", "0",
+    ),
     "random_map": Facts("none, a control", "", (), "0", "0"),
 }  # fmt: skip

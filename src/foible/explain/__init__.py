@@ -25,8 +25,10 @@ from foible.explain.sanity import Randomised, Retrained, randomisation, retraini
 from foible.explain.scoring import Comparison, Measure, Score, compare
 from foible.explain.shapley import ExactShapley, KernelShap, exact_shapley, kernel_shap
 from foible.explain.surrogate import Lime, LocalFit, TabularLime, lime, tabular_lime
+from foible.explain.visual import CellSwaps, VisualCounterfactual, visual_counterfactual
 
 __all__ = [
+    "CellSwaps",
     "Comparison",
     "ExactShapley",
     "Explanation",
@@ -45,6 +47,7 @@ __all__ = [
     "Score",
     "SmoothGrad",
     "TabularLime",
+    "VisualCounterfactual",
     "compare",
     "completeness",
     "comprehensiveness",
@@ -67,4 +70,5 @@ __all__ = [
     "sufficiency",
     "tabular_lime",
     "topk_intersection",
+    "visual_counterfactual",
 ]
