@@ -28,6 +28,7 @@ PLAIN = ("core", "parts", "explain", "attacks")
 # Extras: imported inside one function of one file, with an error that says how to install them.
 EXTRAS = {
     ("foible.explain.removal", "skimage.segmentation.quickshift"),
+    ("foible.explain.shapley_trees", "shap.TreeExplainer"),
     ("foible.parts.searches.lbfgs", "scipy.optimize.minimize"),
 }
 ZOO_MAY_IMPORT = ("foible.core.errors",)

@@ -8,7 +8,7 @@ from foible.attacks.contrast import contrastive
 from foible.attacks.counterfactuals import Alternatives, alternatives, counterfactual
 from foible.attacks.curves import Curve, curve
 from foible.attacks.decision_based import boundary, hop_skip_jump
-from foible.attacks.deletion import ig_deletion
+from foible.attacks.deletion import ig_deletion, minimal_erasure
 from foible.attacks.ensembles import autoattack, strongest
 from foible.attacks.explanations import bend
 from foible.attacks.fast_minimum import ddn, fmn
@@ -77,6 +77,7 @@ __all__ = [
     "lbfgs",
     "least_likely",
     "mim",
+    "minimal_erasure",
     "nes",
     "path_flip",
     "pgd",

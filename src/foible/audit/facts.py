@@ -35,6 +35,10 @@ FACTS: dict[str, Facts] = {
         "Kurakin et al. 2017", "Adversarial Examples in the Physical World",
         ("A3",), "steps + 3", "steps",
     ),
+    "minimal_erasure": Facts(
+        "Li et al. 2016", "Understanding Neural Networks through Representation Erasure",
+        ("B13",), "at most segments * (segments + 1) + 4", "0",
+    ),
     "least_likely": Facts(
         "Kurakin et al. 2017", "Adversarial Examples in the Physical World",
         ("A3",), "steps + 3", "steps",
@@ -246,6 +250,18 @@ FACTS: dict[str, Facts] = {
         "Ribeiro et al. 2016", '"Why Should I Trust You?": Explaining the Predictions of Any '
         "Classifier", ("B5",), "samples", "0",
     ),
+    "occlusion": Facts(
+        "Zeiler and Fergus 2014", "Visualizing and Understanding Convolutional Networks",
+        (), "windows + 1", "0",
+    ),
+    "leave_one_out": Facts(
+        "Li et al. 2016", "Understanding Neural Networks through Representation Erasure",
+        ("B13",), "segments + 1", "0",
+    ),
+    "erasure": Facts(
+        "Li et al. 2016", "Understanding Neural Networks through Representation Erasure",
+        ("B13",), "segments + 1", "0",
+    ),
     "tabular_lime": Facts(
         "Ribeiro et al. 2016", '"Why Should I Trust You?": Explaining the Predictions of Any '
         "Classifier", ("B5",), "samples", "0",
@@ -260,6 +276,11 @@ FACTS: dict[str, Facts] = {
     "visual_counterfactual": Facts(
         "Goyal et al. 2019", "Counterfactual Visual Explanations",
         ("B31",), "cells**2 a swap + 4", "0",
+    ),
+    "tree_shap": Facts(
+        "Lundberg et al. 2020",
+        "From Local Explanations to Global Understanding with Explainable AI for Trees",
+        ("B11",), "1 where no class is given", "0", "internals",
     ),
     "random_map": Facts("none, a control", "", (), "0", "0"),
 }  # fmt: skip

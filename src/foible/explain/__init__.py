@@ -11,6 +11,14 @@ from foible.explain.gradient import (
     saliency,
     smoothgrad,
 )
+from foible.explain.leaving_out import (
+    Erasure,
+    LeaveOneOut,
+    Occlusion,
+    erasure,
+    leave_one_out,
+    occlusion,
+)
 from foible.explain.noise import RandomMap, random_map
 from foible.explain.path import IntegratedGradients, integrated_gradients
 from foible.explain.removal_curves import (
@@ -24,21 +32,25 @@ from foible.explain.removal_curves import (
 from foible.explain.sanity import Randomised, Retrained, randomisation, retraining
 from foible.explain.scoring import Comparison, Measure, Score, compare
 from foible.explain.shapley import ExactShapley, KernelShap, exact_shapley, kernel_shap
+from foible.explain.shapley_trees import tree_shap
 from foible.explain.surrogate import Lime, LocalFit, TabularLime, lime, tabular_lime
 from foible.explain.visual import CellSwaps, VisualCounterfactual, visual_counterfactual
 
 __all__ = [
     "CellSwaps",
     "Comparison",
+    "Erasure",
     "ExactShapley",
     "Explanation",
     "GradientTimesInput",
     "Infidelity",
     "IntegratedGradients",
     "KernelShap",
+    "LeaveOneOut",
     "Lime",
     "LocalFit",
     "Measure",
+    "Occlusion",
     "RandomMap",
     "Randomised",
     "Removal",
@@ -52,13 +64,16 @@ __all__ = [
     "completeness",
     "comprehensiveness",
     "deletion",
+    "erasure",
     "exact_shapley",
     "gradient_x_input",
     "infidelity",
     "insertion",
     "integrated_gradients",
     "kernel_shap",
+    "leave_one_out",
     "lime",
+    "occlusion",
     "of_logit",
     "random_map",
     "randomisation",
@@ -70,5 +85,6 @@ __all__ = [
     "sufficiency",
     "tabular_lime",
     "topk_intersection",
+    "tree_shap",
     "visual_counterfactual",
 ]

@@ -180,6 +180,7 @@ class Lime(Local):
     width: float = 0.25
     ridge: float = 1.0
     most: int | None = None
+    verb = "delete"
 
     def __post_init__(self) -> None:
         check_settings(self.samples, self.width, self.ridge, self.most)

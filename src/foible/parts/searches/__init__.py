@@ -6,6 +6,7 @@ from foible.parts.searches.carlini import CarliniL0, CarliniL2, CarliniLinf
 from foible.parts.searches.deepfool import DeepFool
 from foible.parts.searches.deleting import DeleteInOrder
 from foible.parts.searches.ead import ElasticDescent
+from foible.parts.searches.erasing import EraseGreedily
 from foible.parts.searches.estimates import EstimatedAscent
 from foible.parts.searches.fab import FastBoundary
 from foible.parts.searches.funnel import Funnel
@@ -26,6 +27,7 @@ __all__ = [
     "DeepFool",
     "DeleteInOrder",
     "ElasticDescent",
+    "EraseGreedily",
     "EstimatedAscent",
     "FastBoundary",
     "Funnel",
