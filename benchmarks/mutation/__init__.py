@@ -1,0 +1,1 @@
+"""How mutants.py makes, runs and reports mutants."""
