@@ -58,6 +58,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "tabular_lime": lambda: explain.tabular_lime(60, 0.1),
     "kernel_shap": lambda: explain.kernel_shap(30, 3, 0.1),
     "exact_shapley": lambda: explain.exact_shapley(4),
+    "meaningful_perturbation": lambda: explain.meaningful_perturbation(null="mean", steps=3),
     "random_map": explain.random_map,
     "saliency": explain.saliency,
     "smoothgrad": lambda: explain.smoothgrad(3, 0.1),

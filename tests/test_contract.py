@@ -198,8 +198,13 @@ def test_an_explainer_says_what_it_is(name: str, given) -> None:
 
 
 @pytest.mark.parametrize("name", EXPLAINERS)
-def test_an_explainer_is_a_direction(name: str, given) -> None:
+def test_a_signed_explainer_is_a_direction(name: str, given) -> None:
     model, x, y = given
+    if not GIVEN[name]().signed:
+        assert bool((GIVEN[name]()(model, x, y) >= 0).all())
+        with pytest.raises(ValueError, match="unsigned"):
+            attacks.fgsm(Linf(0.1), GIVEN[name]())
+        return
     attack = attacks.fgsm(Linf(0.1), GIVEN[name]())
     result = attack(model, x, y)
     assert ((result.x - x).abs().max() <= 0.1 + 1e-6) and not torch.equal(result.x, x)

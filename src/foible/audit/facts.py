@@ -282,5 +282,10 @@ FACTS: dict[str, Facts] = {
         "From Local Explanations to Global Understanding with Explainable AI for Trees",
         ("B11",), "1 where no class is given", "0", "internals",
     ),
+    "meaningful_perturbation": Facts(
+        "Fong and Vedaldi 2017",
+        "Interpretable Explanations of Black Boxes by Meaningful Perturbation",
+        ("B14",), "steps + 11", "steps",
+    ),
     "random_map": Facts("none, a control", "", (), "0", "0"),
 }  # fmt: skip

@@ -19,6 +19,7 @@ from foible.explain.leaving_out import (
     leave_one_out,
     occlusion,
 )
+from foible.explain.masks import MeaningfulPerturbation, meaningful_perturbation
 from foible.explain.noise import RandomMap, random_map
 from foible.explain.path import IntegratedGradients, integrated_gradients
 from foible.explain.removal_curves import (
@@ -49,6 +50,7 @@ __all__ = [
     "LeaveOneOut",
     "Lime",
     "LocalFit",
+    "MeaningfulPerturbation",
     "Measure",
     "Occlusion",
     "RandomMap",
@@ -73,6 +75,7 @@ __all__ = [
     "kernel_shap",
     "leave_one_out",
     "lime",
+    "meaningful_perturbation",
     "occlusion",
     "of_logit",
     "random_map",

@@ -149,6 +149,26 @@ class ShiftRotate:
 
 
 @dataclass(frozen=True)
+class Jitter:
+    """Shift by whole pixels, at most `reach` both ways; the edge's pixels fill what comes in."""
+
+    reach: int = 1
+
+    def __call__(self, x: Tensor, draw: Draw) -> Tensor:
+        """Return images of x's shape, their pixels unchanged; reach 0 gives x itself."""
+        sides = images(x, "Jitter")
+        if self.reach == 0:
+            return x
+        shift = (draw.scalars(2) * (2 * self.reach + 1)).long() - self.reach
+        row, column = (
+            (torch.arange(side, device=x.device) - shift[:, k, None]).clamp(0, side - 1)
+            for k, side in enumerate(sides)
+        )
+        x = x.gather(2, row[:, None, :, None].expand_as(x))
+        return x.gather(3, column[:, None, None, :].expand_as(x))
+
+
+@dataclass(frozen=True)
 class Noise:
     """Add Gaussian noise of standard deviation sigma; inputs of any shape."""
 

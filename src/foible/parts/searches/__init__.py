@@ -1,5 +1,6 @@
 """Searches: how the variable moves."""
 
+from foible.parts.searches.adam import Adam
 from foible.parts.searches.apgd import APGD
 from foible.parts.searches.ascent import Ascent
 from foible.parts.searches.carlini import CarliniL0, CarliniL2, CarliniLinf
@@ -19,6 +20,7 @@ from foible.parts.searches.square import SquareSearch
 
 __all__ = [
     "APGD",
+    "Adam",
     "Ascent",
     "BoxLBFGS",
     "CarliniL0",

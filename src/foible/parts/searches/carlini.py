@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +17,19 @@ from foible.parts.searches.penalty import Penalty, Trial, decayed, grown
 FIRST, SECOND = 0.9, 0.999  # Adam's decays
 
 
-def adam(state: Trial, grad: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+class Moved(Protocol):
+    """What Adam must know: how many moves were made, and its moments "first" and "second"."""
+
+    @property
+    def inner(self) -> Tensor:
+        """(B,) int64."""
+
+    @property
+    def memory(self) -> dict[str, Tensor]:
+        """Each of z's shape."""
+
+
+def adam(state: Moved, grad: Tensor, step: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Return Adam's move (B, *shape) and its moments; step (B,): the size of an entry's move."""
     first = FIRST * state.memory["first"] + (1 - FIRST) * grad
     second = SECOND * state.memory["second"] + (1 - SECOND) * grad.square()

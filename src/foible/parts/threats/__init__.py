@@ -4,6 +4,7 @@ from foible.parts.threats.balls import L0, L1, L2, Ball, Linf
 from foible.parts.threats.deletion import Deletion
 from foible.parts.threats.features import Features
 from foible.parts.threats.ink import Added, Kept
+from foible.parts.threats.masking import Masking
 from foible.parts.threats.spatial import Spatial
 from foible.parts.threats.swaps import Swaps
 
@@ -17,6 +18,7 @@ __all__ = [
     "Features",
     "Kept",
     "Linf",
+    "Masking",
     "Spatial",
     "Swaps",
 ]
