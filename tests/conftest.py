@@ -127,10 +127,12 @@ class Counter:
         self.sizes.append(len(x))
         if self.broken_at is not None and len(self.sizes) >= self.broken_at:
             raise self.error("the model broke")
-        if torch.is_grad_enabled() and x.requires_grad:
-            x = x.clone()
-            x.register_hook(self._count)
-        return self.inner.scores(x)
+        scores = self.inner.scores(x)
+        if scores.requires_grad:
+            # On the scores, not on x: a backward may end at a layer.
+            scores = scores.clone()
+            scores.register_hook(self._count)
+        return scores
 
     def _count(self, grad: Tensor) -> None:
         self.backwards += len(grad)
@@ -153,6 +155,20 @@ class SmallNet(nn.Module):
         x = self.act(self.again(x))
         x = self.act(self.again(x))
         return self.head(self.drop(x.flatten(1)))
+
+
+class PooledNet(nn.Module):
+    """What CAM is for: maps, their mean over positions, one linear layer."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.conv, self.again = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 5, 3)
+        self.norm, self.act = nn.BatchNorm2d(3), nn.ReLU(inplace=True)
+        self.head = nn.Linear(5, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.again(self.act(self.norm(self.conv(x)))))
+        return self.head(x.mean((2, 3)))
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from conftest import PooledNet
+from torch import nn
 
 from foible import attacks, explain
 from foible.parts.threats import L0, L1, L2, Features, Linf, Spatial
@@ -49,6 +51,11 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "spsa": lambda: attacks.spsa(L2(1.0), 20, 6),
     "square": lambda: attacks.square(Linf(0.1), 12),
     "ti_dim": lambda: attacks.ti_dim(Linf(0.1), 3, scales=2),
+    "cam": explain.cam,
+    "deep_lift": lambda: explain.deep_lift(0.1),
+    "expected_gradients": lambda: explain.expected_gradients(3),
+    "grad_cam": explain.grad_cam,
+    "guided_backprop": explain.guided_backprop,
     "gradient_x_input": explain.gradient_x_input,
     "integrated_gradients": lambda: explain.integrated_gradients(4, 0.1),
     "lime": lambda: explain.lime(12, 3),
@@ -62,4 +69,8 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "random_map": explain.random_map,
     "saliency": explain.saliency,
     "smoothgrad": lambda: explain.smoothgrad(3, 0.1),
+    "vargrad": lambda: explain.vargrad(3, 0.1),
 }
+
+# Recipes that are for nets of one kind; the others get a SmallNet.
+NETS: dict[str, Callable[[], nn.Module]] = {"cam": PooledNet}

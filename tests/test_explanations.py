@@ -294,8 +294,8 @@ def test_a_relu_that_is_used_twice_is_replaced_twice(table: Tensor) -> None:
     net = nn.Sequential(nn.Linear(10, 5), act, nn.Linear(5, 5), act, nn.Linear(5, 3)).double()
     twin = softplus_twin(net)
     assert [type(m).__name__ for m in twin.net][1::2] == ["SharpSoftplus", "SharpSoftplus"]
-    with pytest.raises(InputError, match="no nn.ReLU module"):
-        softplus_twin(nn.Linear(3, 2))
+    with pytest.raises(InputError, match="no ReLU was found"):
+        softplus_twin(nn.Linear(10, 2).double())(table)
 
 
 # --- LIME

@@ -80,3 +80,54 @@ def lime(
     left = design.T @ (w[:, None] * design) + penalty
     fitted = np.linalg.solve(left, design.T @ (w * np.array(values)))
     return fitted[1:][segment]
+
+
+def vargrad(f: Logits, x: Tensor, c: int, noise: Tensor) -> Tensor:
+    """Adebayo et al. 2018: the variance of the gradient at x + noise_k, over the k."""
+    maps = [saliency(f, x + some, c) for some in noise]
+    mean = sum(maps[1:], maps[0]) / len(maps)
+    squares = [(one - mean) ** 2 for one in maps]
+    return sum(squares[1:], squares[0]) / len(maps)
+
+
+def expected_gradients(
+    f: Logits, x: Tensor, c: int, baselines: Tensor, positions: Tensor
+) -> Tensor:
+    """Erion et al. 2021, Eq. 3: the mean of (x - x') times the gradient at x' + alpha (x - x')."""
+    total = torch.zeros_like(x)
+    for base, alpha in zip(baselines, positions.tolist(), strict=True):
+        total += (x - base) * saliency(f, base + alpha * (x - base), c)
+    return total / len(baselines)
+
+
+def grad_cam(head: Logits, activation: Tensor, c: int) -> Tensor:
+    """Selvaraju et al. 2017, Eq. 1 and 2, before the ReLU: one sample's activation (K, H, W)."""
+    leaf = activation.clone().requires_grad_()
+    head(leaf[None])[0, c].backward()
+    total = torch.zeros(activation.shape[1:], dtype=activation.dtype)
+    for k in range(len(activation)):
+        total += leaf.grad[k].mean() * activation[k]
+    return total
+
+
+def deep_lift_mlp(net: list, x: Tensor, b: Tensor, c: int) -> Tensor:
+    """Shrikumar et al. 2017, the rescale rule on linear layers and activations, one sample.
+
+    net: linear layers and functions in turn. Multipliers go back from the logit, Eq. 3.
+    """
+    at, base = [x], [b]
+    for part in net:
+        at.append(part(at[-1]))
+        base.append(part(base[-1]))
+    multiplier = torch.zeros_like(at[-1])
+    multiplier[c] = 1.0
+    for place in range(len(net) - 1, -1, -1):
+        part = net[place]
+        if isinstance(part, torch.nn.Linear):
+            multiplier = part.weight.detach().T @ multiplier
+            continue
+        for i in range(len(multiplier)):
+            rise = at[place + 1][i] - base[place + 1][i]
+            run = at[place][i] - base[place][i]
+            multiplier[i] = multiplier[i] * (rise / run if abs(run) > 1e-9 else 0.0)
+    return multiplier * (x - b)

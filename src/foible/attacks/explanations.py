@@ -88,8 +88,9 @@ class Bend:
                 f"target_map has shape {tuple(target_map.shape)} and x {tuple(x.shape)}: order one "
                 "map a sample, of its shape"
             )
-        twin = Oracle(softplus_twin(held, self.beta), len(x), Access.GRADIENTS)
-        judge = Oracle(held, len(x), Access.GRADIENTS)
+        asked = max(Access.GRADIENTS, self.explainer.access)
+        twin = Oracle(softplus_twin(held, self.beta), len(x), asked)
+        judge = Oracle(held, len(x), asked)
         threat = self.threat.inside(held.bounds)
         index = torch.arange(len(x), device=x.device)
         rows = Rows(index, index, x.detach(), y.to(index), None, threat.radii(len(x), x))

@@ -246,6 +246,30 @@ FACTS: dict[str, Facts] = {
         "Sundararajan et al. 2017", "Axiomatic Attribution for Deep Networks",
         ("B3", "S8"), "steps", "steps",
     ),
+    "expected_gradients": Facts(
+        "Erion et al. 2021", "Improving Performance of Deep Learning Models with Axiomatic "
+        "Attribution Priors and Expected Gradients", (), "samples", "samples",
+    ),
+    "vargrad": Facts(
+        "Adebayo et al. 2018", "Local Explanation Methods for Deep Neural Networks Lack "
+        "Sensitivity to Parameter Values", (), "samples", "samples",
+    ),
+    "cam": Facts(
+        "Zhou et al. 2016", "Learning Deep Features for Discriminative Localization",
+        ("B4",), "4", "1",
+    ),
+    "grad_cam": Facts(
+        "Selvaraju et al. 2017", "Grad-CAM: Visual Explanations from Deep Networks via "
+        "Gradient-based Localization", ("B4",), "1", "1",
+    ),
+    "guided_backprop": Facts(
+        "Springenberg et al. 2015", "Striving for Simplicity: The All Convolutional Net",
+        (), "1", "1",
+    ),
+    "deep_lift": Facts(
+        "Shrikumar et al. 2017", "Learning Important Features Through Propagating Activation "
+        "Differences", (), "2", "1",
+    ),
     "lime": Facts(
         "Ribeiro et al. 2016", '"Why Should I Trust You?": Explaining the Predictions of Any '
         "Classifier", ("B5",), "samples", "0",

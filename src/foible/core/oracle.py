@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +12,10 @@ from torch import Tensor
 from foible.core.access import Access, Meter
 from foible.core.errors import AccessError, ModelError
 from foible.core.rows import Rows
+
+Run = Callable[[Tensor, AbstractContextManager[Any]], Tensor]
+# From a forward and an input (B, *shape) to scores (B, K).
+Look = Callable[[Run, Tensor], Tensor]
 
 
 @runtime_checkable
@@ -51,6 +55,7 @@ class Oracle:
             )
         self.model, self.access, self.meter = model, access, Meter(rows)
         self.classes = 0
+        self._look: Look | None = None
 
     @contextmanager
     def session(self, seed: int = 0, *, freeze: bool = True) -> Iterator[Oracle]:
@@ -70,8 +75,14 @@ class Oracle:
     def scores(self, x: Tensor, rows: Rows) -> Tensor:
         """Return logits (B, K) of x (B, *shape); one forward a row, on the graph if x is."""
         self._require(Access.SCORES)
-        self.meter.count(rows.index)
-        return self._checked(self.model.scores(x), x)
+
+        def run(at: Tensor, within: AbstractContextManager[Any]) -> Tensor:
+            self.meter.count(rows.index)
+            with within:
+                scores = self.model.scores(at)
+            return self._checked(scores, at)
+
+        return run(x, nullcontext()) if self._look is None else self._look(run, x)
 
     def labels(self, x: Tensor, rows: Rows) -> Tensor:
         """Return predicted classes (B,), all that LABELS access allows."""
@@ -103,6 +114,20 @@ class Oracle:
             scores = self.scores(x, rows)
         seen.activation  # noqa: B018 - complains where the layer did not run
         return scores
+
+    @contextmanager
+    def through(self, look: Look) -> Iterator[None]:
+        """Give look(run, x) for every `scores(x)` within.
+
+        run(x, context) is the model's metered forward, held in a context. For rules that change
+        a net's backward and not its scores.
+        """
+        self._require(Access.INTERNALS)
+        held, self._look = self._look, look
+        try:
+            yield
+        finally:
+            self._look = held
 
     def value_and_grad(
         self, fn: Callable[[Tensor], Tensor], wrt: Tensor, rows: Rows, *, create_graph: bool = False
@@ -214,3 +239,14 @@ class Oracle:
                 "(NaN after a broken training run?) and at its preprocessing"
             )
         return scores
+
+
+def slope(fn: Callable[[Tensor], Tensor], at: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Return the derivative of an elementwise function; no model is asked, so nothing is metered.
+
+    With create_graph the result depends on `at`, which may lie on a graph.
+    """
+    with torch.enable_grad():
+        leaf = at if create_graph and at.requires_grad else at.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(fn(leaf).sum(), leaf, create_graph=create_graph)
+    return grad

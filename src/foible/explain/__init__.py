@@ -1,5 +1,7 @@
 """Explanations: signed maps of the input's shape, each also a direction for an attack."""
 
+from foible.explain.activation_maps import Cam, GradCam, cam, grad_cam
+from foible.explain.backward_rules import DeepLift, GuidedBackprop, deep_lift, guided_backprop
 from foible.explain.base import Explanation
 from foible.explain.evaluate import completeness, rank_correlation, stability, topk_intersection
 from foible.explain.fidelity import Infidelity, infidelity
@@ -7,9 +9,11 @@ from foible.explain.gradient import (
     GradientTimesInput,
     Saliency,
     SmoothGrad,
+    VarGrad,
     gradient_x_input,
     saliency,
     smoothgrad,
+    vargrad,
 )
 from foible.explain.leaving_out import (
     Erasure,
@@ -21,7 +25,12 @@ from foible.explain.leaving_out import (
 )
 from foible.explain.masks import MeaningfulPerturbation, meaningful_perturbation
 from foible.explain.noise import RandomMap, random_map
-from foible.explain.path import IntegratedGradients, integrated_gradients
+from foible.explain.path import (
+    ExpectedGradients,
+    IntegratedGradients,
+    expected_gradients,
+    integrated_gradients,
+)
 from foible.explain.removal_curves import (
     Removal,
     comprehensiveness,
@@ -38,12 +47,17 @@ from foible.explain.surrogate import Lime, LocalFit, TabularLime, lime, tabular_
 from foible.explain.visual import CellSwaps, VisualCounterfactual, visual_counterfactual
 
 __all__ = [
+    "Cam",
     "CellSwaps",
     "Comparison",
+    "DeepLift",
     "Erasure",
     "ExactShapley",
+    "ExpectedGradients",
     "Explanation",
+    "GradCam",
     "GradientTimesInput",
+    "GuidedBackprop",
     "Infidelity",
     "IntegratedGradients",
     "KernelShap",
@@ -61,14 +75,20 @@ __all__ = [
     "Score",
     "SmoothGrad",
     "TabularLime",
+    "VarGrad",
     "VisualCounterfactual",
+    "cam",
     "compare",
     "completeness",
     "comprehensiveness",
+    "deep_lift",
     "deletion",
     "erasure",
     "exact_shapley",
+    "expected_gradients",
+    "grad_cam",
     "gradient_x_input",
+    "guided_backprop",
     "infidelity",
     "insertion",
     "integrated_gradients",
@@ -89,5 +109,6 @@ __all__ = [
     "tabular_lime",
     "topk_intersection",
     "tree_shap",
+    "vargrad",
     "visual_counterfactual",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from foible.core.errors import InputError
+from foible.explain.backward_rules import DeepLift
 from foible.explain.base import Explanation
 from foible.explain.path import IntegratedGradients
 from foible.models import as_model
@@ -58,9 +59,16 @@ def agreement(before: Tensor, after: Tensor, k: int = 100) -> dict[str, Tensor]:
 
 
 def completeness(
-    explainer: IntegratedGradients, model: Any, x: Tensor, target: Tensor | int, maps: Tensor
+    explainer: IntegratedGradients | DeepLift,
+    model: Any,
+    x: Tensor,
+    target: Tensor | int,
+    maps: Tensor,
 ) -> Tensor:
-    """Return |sum of the map - (F(x) - F(baseline))| / |F(x) - F(baseline)|, (B,) float64."""
+    """Return |sum of the map - (F(x) - F(baseline))| / |F(x) - F(baseline)|, (B,) float64.
+
+    For additive explainers, integrated gradients and DeepLIFT.
+    """
     held = as_model(model)
     labels = torch.as_tensor(target, device=x.device).expand(len(x)).long()[:, None]
     with held.session(), torch.no_grad():

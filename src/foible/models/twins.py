@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from foible.core.errors import InputError, KindError
 from foible.core.oracle import Model
+from foible.models.functions import activation, sharp_softplus
 from foible.models.holding import TorchModel, as_model
 
 
 class SharpSoftplus(nn.Module):
-    """log(1 + exp(beta x)) / beta, which tends to ReLU as beta grows.
-
-    Written with logsigmoid: torch's Softplus is linear above a threshold, a kink that float64
-    sees, and logaddexp has a NaN in its second derivative for large negative inputs.
-    """
+    """log(1 + exp(beta x)) / beta, which tends to ReLU as beta grows."""
 
     def __init__(self, beta: float) -> None:
         super().__init__()
@@ -25,14 +23,54 @@ class SharpSoftplus(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it elementwise."""
-        return -F.logsigmoid(-self.beta * x) / self.beta
+        return sharp_softplus(x, self.beta)
 
 
-def softplus_twin(model: nn.Module | Model, beta: float = 10.0) -> TorchModel:
-    """Copy a model with every ReLU module replaced by a softplus (Dombrowski et al. 2019).
+class _Softening(TorchFunctionMode):
+    """Every functional ReLU within is a softplus, in place where the ReLU is."""
 
-    The copy is what an attack on explanations searches; verdicts stay with the true model.
-    Raises InputError for a net without ReLU modules: a functional ReLU cannot be replaced.
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self.beta, self.found = beta, 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        call = activation(func, args, kwargs or {})
+        if call is None or call.kind != "relu":
+            return func(*args, **(kwargs or {}))
+        self.found += 1
+        return call.give(sharp_softplus(call.argument, self.beta))
+
+
+class SoftplusTwin(TorchModel):
+    """A copy of a model whose ReLUs are softplus, modules and functions; made by `softplus_twin`.
+
+    Attributes beside those of TorchModel: beta, modules (how many ReLU modules were replaced).
+    """
+
+    def __init__(self, net: nn.Module, held: TorchModel, beta: float, modules: int) -> None:
+        super().__init__(net, held.bounds, held.preprocess, held.outputs)
+        self.beta, self.modules = beta, modules
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Return logits (B, K); raises InputError where there is no ReLU at all."""
+        with _Softening(self.beta) as softening:
+            scores = super().scores(x)
+        if self.modules + softening.found == 0:
+            raise InputError(
+                "no ReLU was found to replace, neither a module nor a function: the net has no "
+                "kinks of that kind, so attack the net itself"
+            )
+        return scores
+
+
+def softplus_twin(model: nn.Module | Model, beta: float = 10.0) -> SoftplusTwin:
+    """Copy a model with every ReLU replaced by a softplus (Dombrowski et al. 2019).
+
+    Modules are replaced in the copy; functional ReLUs (`F.relu`, `torch.relu`, `relu_`,
+    `clamp(min=0)`) in its forward. The copy is what an attack on explanations searches; verdicts
+    stay with the true model. A net without any ReLU raises InputError in its first forward.
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> type(softplus_twin(net).net[1]).__name__
@@ -52,9 +90,4 @@ def softplus_twin(model: nn.Module | Model, beta: float = 10.0) -> TorchModel:
             if isinstance(child, nn.ReLU):
                 module._modules[name] = SharpSoftplus(beta)
                 found += 1
-    if found == 0:
-        raise InputError(
-            "no nn.ReLU module was found to replace: write functional ReLUs as nn.ReLU modules, "
-            "or attack the net itself"
-        )
-    return TorchModel(net, held.bounds, held.preprocess, held.outputs)
+    return SoftplusTwin(net, held, beta, found)

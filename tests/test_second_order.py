@@ -1,0 +1,77 @@
+"""Every map that says it is differentiable is: central differences in float64, one sweep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import filled, rand, randn
+from givens import GIVEN
+from torch import Tensor, nn
+
+from foible.core.explainer import Explainer
+
+PARTS = {name: make() for name, make in GIVEN.items()}
+NAMES = [n for n, p in PARTS.items() if isinstance(p, Explainer) and p.differentiable]
+STEP = 1e-5
+
+
+class Smooth(nn.Module):
+    """What every explainer serves: smooth units, module and function; the mean, a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.again = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.norm, self.act, self.head = nn.BatchNorm2d(3), nn.Softplus(), nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.conv(x)))
+        x = F.softplus(self.again(x)) + x
+        return self.head(self.act(self.again(x)).mean((2, 3)))
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return filled(Smooth(), 4, 2.0).double().eval()
+
+
+def test_the_sweep_is_not_empty() -> None:
+    assert len(NAMES) >= 9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_map_has_the_derivative_that_it_says(name: str, net: nn.Module) -> None:
+    explainer = PARTS[name]
+    x, mix = rand(3, 1, 6, 6, seed=1, dtype=torch.float64), randn(3, 1, 6, 6, seed=2).double()
+    y = torch.tensor([1, 0, 3])
+    leaf = x.clone().requires_grad_()
+    map_ = explainer(net, leaf, y, seed=3, create_graph=True)
+    torch.testing.assert_close(map_.detach(), explainer(net, x, y, seed=3), rtol=0, atol=1e-12)
+    weights = [p for p in net.parameters() if p.dim() > 1]
+    by_x, *by_weights = torch.autograd.grad((map_ * mix).sum(), [leaf, *weights])
+
+    def of(at: Tensor) -> float:
+        return float((explainer(net, at, y, seed=3) * mix).sum())
+
+    for seed in (5, 6):
+        way = randn(*x.shape, seed=seed, dtype=torch.float64)
+        slope = (of(x + STEP * way) - of(x - STEP * way)) / (2 * STEP)
+        wanted = float((by_x * way).sum())
+        assert abs(slope - wanted) <= 1e-6 * max(1.0, abs(wanted)), (slope, wanted)
+    assert by_x.abs().max() > 1e-5
+    ways = [randn(*p.shape, seed=7, dtype=torch.float64) for p in weights]
+    values = []
+    for sign in (1, -1):
+        _move(weights, ways, sign * STEP)
+        values.append(of(x))
+        _move(weights, ways, -sign * STEP)
+    slope = (values[0] - values[1]) / (2 * STEP)
+    wanted = sum(float((g * way).sum()) for g, way in zip(by_weights, ways, strict=True))
+    assert abs(slope - wanted) <= 1e-6 * max(1.0, abs(wanted)), (slope, wanted)
+    assert all(p.grad is None for p in net.parameters())
+
+
+def _move(weights: list[Tensor], ways: list[Tensor], step: float) -> None:
+    with torch.no_grad():
+        for weight, way in zip(weights, ways, strict=True):
+            weight += step * way
