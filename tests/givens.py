@@ -58,6 +58,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "guided_backprop": explain.guided_backprop,
     "gradient_x_input": explain.gradient_x_input,
     "integrated_gradients": lambda: explain.integrated_gradients(4, 0.1),
+    "lemna": lambda: explain.lemna(30, 2, segments=3),
     "lime": lambda: explain.lime(12, 3),
     "occlusion": lambda: explain.occlusion(3, 2, 0.1),
     "leave_one_out": lambda: explain.leave_one_out(3),

@@ -311,5 +311,9 @@ FACTS: dict[str, Facts] = {
         "Interpretable Explanations of Black Boxes by Meaningful Perturbation",
         ("B14",), "steps + 11", "steps",
     ),
+    "lemna": Facts(
+        "Guo et al. 2018", "LEMNA: Explaining Deep Learning based Security Applications",
+        ("B6",), "samples", "0",
+    ),
     "random_map": Facts("none, a control", "", (), "0", "0"),
 }  # fmt: skip

@@ -24,6 +24,7 @@ from foible.explain.leaving_out import (
     occlusion,
 )
 from foible.explain.masks import MeaningfulPerturbation, meaningful_perturbation
+from foible.explain.nearby import scale_of
 from foible.explain.noise import RandomMap, random_map
 from foible.explain.path import (
     ExpectedGradients,
@@ -31,6 +32,7 @@ from foible.explain.path import (
     expected_gradients,
     integrated_gradients,
 )
+from foible.explain.piecewise import Lemna, lemna
 from foible.explain.removal_curves import (
     Removal,
     comprehensiveness,
@@ -62,6 +64,7 @@ __all__ = [
     "IntegratedGradients",
     "KernelShap",
     "LeaveOneOut",
+    "Lemna",
     "Lime",
     "LocalFit",
     "MeaningfulPerturbation",
@@ -94,6 +97,7 @@ __all__ = [
     "integrated_gradients",
     "kernel_shap",
     "leave_one_out",
+    "lemna",
     "lime",
     "meaningful_perturbation",
     "occlusion",
@@ -103,6 +107,7 @@ __all__ = [
     "rank_correlation",
     "retraining",
     "saliency",
+    "scale_of",
     "smoothgrad",
     "stability",
     "sufficiency",
