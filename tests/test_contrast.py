@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,12 @@ from conftest import Counter, filled, linear, predicted, rand, randn
 from torch import Tensor, nn
 
 from foible import attacks, wrap
+from foible.attacks.contrast import Positive
 from foible.core.errors import InputError, KindError
 from foible.core.oracle import Oracle
 from foible.core.problem import View
 from foible.core.rows import Rows
+from foible.core.spec import build, spec
 from foible.models import as_model
 from foible.parts.objectives import Margin
 from foible.parts.residual import Reconstructed, Residual
@@ -119,6 +123,14 @@ def test_negatives_only_add_ink_and_positives_only_keep_it(dtype, blank: float |
     size = (kept.x - paper).double().abs().flatten(1).sum(1)
     torch.testing.assert_close(kept.distance, size, rtol=1e-5, atol=1e-5)
     assert (kept.distance < (x - paper).double().abs().flatten(1).sum(1)).all()
+
+
+@pytest.mark.parametrize("kind", ["positive", Kept(blank=0.2), Added(blank=0.2)], ids=str)
+def test_every_kind_survives_a_plan(kind: str | Kept | Added) -> None:
+    attack = attacks.contrastive(kind, steps=5)
+    again = build(json.loads(json.dumps(spec(attack))))
+    assert again == attack and type(again) is type(attack)
+    assert isinstance(attack, Positive) == (kind != Added(blank=0.2))
 
 
 def test_a_blank_page_that_is_of_the_class_needs_nothing() -> None:

@@ -195,6 +195,21 @@ def test_restarts_find_the_other_way() -> None:
     assert alone.distinct.tolist() == [1] * 4
 
 
+def test_a_restart_that_is_cut_back_to_the_clean_input_finds_its_way() -> None:
+    """Where two features may each go one way, a quarter of the starts are the clean input."""
+    case = linear_case(2, 8, 3, features=2)
+    sign = case.weight[1] - case.weight[0]
+    toward = sign if int(case.y[0]) == 0 else -sign
+    up = tuple(int(i) for i in (toward > 0).nonzero().flatten())
+    way = Features(rising=up, falling=tuple({0, 1} - set(up)))
+    same = (case.y == case.y[0]).nonzero().flatten()
+    attack = attacks.counterfactual(way, 40, 5)
+    found = attacks.alternatives(attack, case.model, case.x[same], case.y[same], count=5)
+    assert found.success.all()
+    # The features are worth 0.71 and 0.79: so few steps need not tell them apart.
+    assert (found.distance[:, 4] <= found.distance[:, 0] * 0.79 / 0.71).all()
+
+
 def test_restarts_repeat_themselves_and_count_failures() -> None:
     net = filled(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)), 3, 2.0).double()
     x = rand(5, 4, seed=1, dtype=torch.float64)

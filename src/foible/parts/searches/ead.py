@@ -99,7 +99,13 @@ class ElasticDescent(Penalty):
         """Step down the smooth part, shrink, cut, and run on by k / (k + 3) of the way made."""
         if self.leap:
             new = (state.run == 0) & (state.inner == 0)
-            state = choose(new, resized(state, state.memory["start"]), state)
+            leapt = resized(state, state.memory["start"])
+            # A start may be the clean input itself, where nothing else is allowed; and what the
+            # loss was at the clean input is no mark for a run that begins far from it.
+            leapt = leapt._replace(
+                peak=leapt.peak.maximum(state.peak), loss=torch.full_like(state.loss, float("inf"))
+            )
+            state = choose(new, leapt, state)
             pull = pull.masked_fill(per_row(new, pull), 0.0)  # that of the clean input
         z, dtype, beta = state.z, pull.dtype, self.softness(state)
         # A step beyond beta / 2 would overshoot the minimum of the squared term.
