@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -122,6 +122,18 @@ class Counter:
     def watch(self, x: Tensor, layer: str | None, edit: Any = None) -> Any:
         return self.inner.watch(x, layer, edit)
 
+    @property
+    def net(self) -> nn.Module:
+        return self.inner.net
+
+    def layers(self, x: Tensor) -> Any:
+        return self.inner.layers(x)
+
+    def copied(self) -> Any:
+        other = replace(self, inner=self.inner.copied())
+        other._count = self._count  # backwards of the copy are those of the model
+        return other
+
     def scores(self, x: Tensor) -> Tensor:
         self.forwards += len(x)
         self.sizes.append(len(x))
@@ -169,6 +181,22 @@ class PooledNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.again(self.act(self.norm(self.conv(x)))))
         return self.head(x.mean((2, 3)))
+
+
+class PlainNet(nn.Module):
+    """What layer-wise relevance is for: a module for every layer, each used once but the ReLU."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.act, self.again = nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3)
+        self.pool, self.drop = nn.MaxPool2d(2), nn.Dropout(0.5)
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.conv(x)))
+        x = self.pool(self.act(self.again(x)))
+        return self.head(self.drop(x.flatten(1)))
 
 
 @pytest.fixture

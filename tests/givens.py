@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from conftest import PooledNet
+import zennit_here  # noqa: F401 - so that zennit can be imported
+from conftest import PlainNet, PooledNet
 from torch import nn
 
 from foible import attacks, explain
@@ -60,6 +61,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "integrated_gradients": lambda: explain.integrated_gradients(4, 0.1),
     "lemna": lambda: explain.lemna(30, 2, segments=3),
     "lime": lambda: explain.lime(12, 3),
+    "lrp": lambda: explain.lrp("gamma", 1e-4),
     "occlusion": lambda: explain.occlusion(3, 2, 0.1),
     "leave_one_out": lambda: explain.leave_one_out(3),
     "erasure": lambda: explain.erasure(3),
@@ -74,4 +76,4 @@ GIVEN: dict[str, Callable[[], Any]] = {
 }
 
 # Recipes that are for nets of one kind; the others get a SmallNet.
-NETS: dict[str, Callable[[], nn.Module]] = {"cam": PooledNet}
+NETS: dict[str, Callable[[], nn.Module]] = {"cam": PooledNet, "lrp": PlainNet}

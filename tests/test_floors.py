@@ -27,6 +27,23 @@ PLAIN = ("core", "parts", "explain", "attacks")
 """Packages that import torch and numpy only, besides the standard library."""
 # Extras: imported inside one function of one file, with an error that says how to install them.
 EXTRAS = {
+    *(
+        ("foible.explain.relevance", f"zennit.{name}")
+        for name in (
+            "canonizers.SequentialMergeBatchNorm",
+            "composites.LayerMapComposite",
+            "layer.Sum",
+            "rules.AlphaBeta",
+            "rules.Epsilon",
+            "rules.Gamma",
+            "rules.Norm",
+            "rules.Pass",
+            "rules.ZPlus",
+            "types.Activation",
+            "types.AvgPool",
+            "types.Convolution",
+        )
+    ),
     ("foible.explain.removal", "skimage.segmentation.quickshift"),
     ("foible.explain.shapley_trees", "shap.TreeExplainer"),
     ("foible.parts.searches.lbfgs", "scipy.optimize.minimize"),

@@ -270,6 +270,10 @@ FACTS: dict[str, Facts] = {
         "Shrikumar et al. 2017", "Learning Important Features Through Propagating Activation "
         "Differences", (), "2", "1",
     ),
+    "lrp": Facts(
+        "Bach et al. 2015", "On Pixel-Wise Explanations for Non-Linear Classifier Decisions by "
+        "Layer-Wise Relevance Propagation", (), "2", "2",
+    ),
     "lime": Facts(
         "Ribeiro et al. 2016", '"Why Should I Trust You?": Explaining the Predictions of Any '
         "Classifier", ("B5",), "samples", "0",

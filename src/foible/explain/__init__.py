@@ -41,6 +41,7 @@ from foible.explain.path import (
     integrated_gradients,
 )
 from foible.explain.piecewise import Lemna, lemna
+from foible.explain.relevance import Lrp, lrp
 from foible.explain.removal_curves import (
     Removal,
     comprehensiveness,
@@ -77,6 +78,7 @@ __all__ = [
     "Lemna",
     "Lime",
     "LocalFit",
+    "Lrp",
     "MeaningfulPerturbation",
     "Measure",
     "Occlusion",
@@ -113,6 +115,7 @@ __all__ = [
     "lemna",
     "lime",
     "lissa",
+    "lrp",
     "meaningful_perturbation",
     "occlusion",
     "of_logit",

@@ -20,22 +20,23 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from foible.core.errors import ModelError
 
 
-def _names(words: str) -> frozenset[str]:
+def names(words: str) -> frozenset[str]:
+    """Return the words of a text as a set."""
     return frozenset(words.split())
 
 
-SMOOTH = _names(
+SMOOTH = names(
     "sigmoid tanh softplus sharp_softplus gelu silu mish logsigmoid log_sigmoid softsign "
     "tanhshrink exp expm1 log log1p sqrt rsqrt square pow rpow reciprocal "
     "rtruediv rdiv sin cos erf erfc"
 )
-KINKED = _names(
+KINKED = names(
     "relu relu6 hardtanh leaky_relu rrelu prelu elu selu celu threshold clamp clip clamp_min "
     "clamp_max hardswish hardsigmoid hardshrink softshrink abs"
 )
 POOLS = frozenset(f"{kind}max_pool{d}d" for kind in ("", "adaptive_") for d in (1, 2, 3))
 # Linear in all arguments that depend on the input.
-LINEAR = _names(
+LINEAR = names(
     "add iadd radd sub isub rsub subtract neg positive cat concat concatenate stack hstack vstack "
     "sum mean flatten unflatten reshape reshape_as view view_as permute transpose t swapaxes "
     "swapdims movedim moveaxis squeeze unsqueeze expand expand_as broadcast_to repeat "
@@ -47,18 +48,18 @@ LINEAR = _names(
     "feature_alpha_dropout"
 )
 # Linear where one argument depends on the input, and no more.
-PRODUCTS = _names(
+PRODUCTS = names(
     "mul imul rmul multiply matmul rmatmul mm bmm mv dot einsum tensordot linear bilinear conv1d "
     "conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d addmm addmv baddbmm "
     "batch_norm div idiv itruediv truediv true_divide divide"
 )
-ASKING = _names(
+ASKING = names(
     "size dim numel len ndimension stride is_floating_point is_complex is_contiguous element_size "
     "get_device nelement register_hook retain_grad"
 )
-PROPERTIES = _names("T mT H shape dtype device ndim requires_grad is_cuda layout")
+PROPERTIES = names("T mT H shape dtype device ndim requires_grad is_cuda layout")
 # What a ReLU might be hidden in, where nobody would look for it.
-HIDING = _names("maximum minimum fmax fmin where heaviside rnn_relu rnn_relu_cell")
+HIDING = names("maximum minimum fmax fmin where heaviside rnn_relu rnn_relu_cell")
 
 
 def sharp_softplus(x: Tensor, beta: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -78,6 +79,12 @@ class TorchModel:
         """Move the net to a device or dtype, as `nn.Module.to`."""
         self.net.to(where)
         return self
+
+    def copied(self) -> TorchModel:
+        """Return the model around a copy of its net, for methods that must change modules."""
+        other = copy.copy(self)
+        other.net = copy.deepcopy(self.net)
+        return other
 
     @contextmanager
     def session(self, seed: int = 0, *, freeze: bool = True) -> Iterator[None]:

@@ -74,6 +74,13 @@ class BPDA(TorchModel):
         super().__init__(held.net, held.bounds, held.preprocess, held.outputs)
         self.held, self.names, self.stand_in = held, names, stand_in
 
+    def copied(self) -> TorchModel:
+        """Refuse: the stand-ins belong to the modules that are held."""
+        raise KindError(
+            "this method works on a copy of the net with a backward of its own, which would undo "
+            "bpda: pass the model that bpda holds"
+        )
+
     def scores(self, x: Tensor) -> Tensor:
         """Return logits (B, K), those of the model that is held."""
         return self.held.scores(x)
