@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from report_maps import explanations
 from safetensors.numpy import save_file
 
 EPS = [0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2]
@@ -112,6 +113,7 @@ def measure(maker: Maker, model: str, *, strong: bool, failed: bool) -> None:
         kept = np.where(broken > EPS[-1], np.inf, broken * unit)
         maker.cell("curve", f"curve-{norm}", model, None, detail=detail, tensors={"smallest": kept})
     _stability(maker, model, strong)
+    explanations(maker, model, strong)
     _thesis(maker, model, smallest, right, strong)
     _strips(maker, model)
     _checks(maker, model, failed)

@@ -139,7 +139,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
             "check-logits",
         )
     },
-    "empty": {"skip": ("clean", "attack", "curve", "stability", "thesis", "strips", "check")},
+    "empty": {
+        "skip": (
+            "clean",
+            "attack",
+            "curve",
+            "stability",
+            "thesis",
+            "strips",
+            "explanation",
+            "check",
+        )
+    },
     "hostile": {"classes": HOSTILE, "models": ("<b>bold</b>", 'hard & "ened"')},
 }
 

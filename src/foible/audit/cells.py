@@ -249,14 +249,29 @@ class StabilityWork:
         return Measured(mean[0], n, mean[1:], calls + looks, calls, "ok", detail)
 
 
-def noise_points(context: Context, x: Tensor) -> Tensor:
-    """Return x moved by random signs of the planned Linf size, inside the box."""
+def noise_points(context: Context, x: Tensor, eps: float | None = None) -> Tensor:
+    """Return x moved by random signs of the planned or given Linf size, inside the box."""
     from foible.core.randomness import Rng
 
     index = torch.arange(len(x), device=x.device)
     signs = Rng(context.seed).split(11).at(index).normal(tuple(x.shape[1:]), x.dtype).sign()
     low, high = context.model.bounds
-    return (x + context.plan.radius("linf", x[0].numel()) * signs).clamp(low, high)
+    size = context.plan.radius("linf", x[0].numel()) if eps is None else eps
+    return (x + size * signs).clamp(low, high)
+
+
+def examples(context: Context, most: int) -> tuple[list[int], Tensor, dict[str, Any]] | None:
+    """Pick samples that fell to PGD, one a class first: positions, x_adv, the attack's detail."""
+    found = context.result("pgd-linf")
+    if found is None:
+        return None
+    fooled = (found[1]["success"] & (found[1]["distance"] > 0)).nonzero().squeeze(1).tolist()
+    first: dict[int, int] = {}
+    for i in fooled:
+        first.setdefault(int(context.y[i]), i)
+    rest = [i for i in fooled if i not in first.values()]
+    chosen = (list(first.values()) + rest)[:most]
+    return (chosen, found[1]["x"][chosen], found[0]["detail"]) if chosen else None
 
 
 @dataclass(frozen=True)
@@ -269,18 +284,11 @@ class StripsWork:
         """Take the first fooled sample of each class, then any, and explain both versions."""
         from foible import explain
 
-        found = context.result("pgd-linf")
-        if found is None:
+        picked = examples(context, self.rows)
+        if picked is None:
             return Measured(None, 0, status="not measured")
-        fooled = (found[1]["success"] & (found[1]["distance"] > 0)).nonzero().squeeze(1).tolist()
-        first: dict[int, int] = {}
-        for i in fooled:
-            first.setdefault(int(context.y[i]), i)
-        rest = [i for i in fooled if i not in first.values()]
-        chosen = (list(first.values()) + rest)[: self.rows]
-        if not chosen:
-            return Measured(None, 0, status="not measured")
-        x, y, x_adv = context.x[chosen], context.y[chosen], found[1]["x"][chosen]
+        chosen, x_adv, attack = picked
+        x, y = context.x[chosen], context.y[chosen]
         explainer = explain.smoothgrad()
         with context.model.session(context.seed), torch.no_grad():
             p_clean = context.model.scores(x).softmax(1)
@@ -295,8 +303,8 @@ class StripsWork:
             for r, i in enumerate(chosen)
         ]  # fmt: skip
         maps = [explainer(context.model, at, y, seed=context.seed) for at in (x, x_adv)]
-        detail = {"attack": found[0]["detail"]["title"], "eps": found[0]["detail"]["eps"],
-                  "explainer": "SmoothGrad", "rows": rows}  # fmt: skip
+        detail = {"attack": attack["title"], "eps": attack["eps"], "rows": rows,
+                  "explainer": "SmoothGrad"}  # fmt: skip
         tensors = {
             "clean": x, "adversarial": x_adv, "clean_map": maps[0], "adversarial_map": maps[1],
         }  # fmt: skip

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from foible.core.errors import LogError
 
 SCHEMA = 1
-KINDS = ("clean", "attack", "curve", "stability", "thesis", "strips", "check")
+KINDS = ("clean", "attack", "curve", "stability", "thesis", "strips", "explanation", "check")
 _AGAIN = (
     "run the audit again with the same arguments: it keeps what is finished and measures the rest"
 )

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from foible.audit import pictures, sections, spending
+from foible.audit import gallery, pictures, sections, spending
 from foible.audit.reading import SCHEMA, Run, read_run
 from foible.audit.verdicts import derived
 from foible.audit.wording import count, fraction, number, percent, score, span
@@ -87,6 +87,10 @@ def render(run: Run) -> str:
         spending=spending.spending(run),
         examples=pictures.examples(run),
         stability=pictures.stability(run),
+        gallery=gallery.galleries(run),
+        scores=gallery.scores(run),
+        sanity=gallery.sanity(run),
+        drift=gallery.drift(run),
         checks=sections.checks(run),
         costs=sections.costs(run),
         provenance=sections.provenance(run),

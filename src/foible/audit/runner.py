@@ -21,6 +21,7 @@ from foible.audit.bar import Bar
 from foible.audit.cells import Cell, Context, Measured
 from foible.audit.checks import CHECKS, EVERY_ATTACK
 from foible.audit.distances import CurveWork
+from foible.audit.explaining import explanation_cells
 from foible.audit.log import SCHEMA, Log, write_atomically
 from foible.audit.planning import Plan
 from foible.core.access import Access
@@ -81,6 +82,7 @@ def plan_cells(plan: Plan) -> list[Cell]:
         cost = 0.3 if explainer in ("saliency", "gradient_x_input") else 7.0
         out.append(Cell("stability", f"stability-{explainer}", {}, stable, after, cost))
     out.append(Cell("strips", "strips", {}, work.StripsWork(), after, 0.5))
+    out += explanation_cells(plan.explanations, after)
     if plan.checks:
         for c in CHECKS:
             reads = names if c.after == EVERY_ATTACK else c.after

@@ -16,6 +16,7 @@ KIND_NAMES = {
     "stability": "explanation stability",
     "thesis": "the thesis",
     "strips": "examples",
+    "explanation": "explanations side by side",
     "check": "checks",
 }
 _STOPS = {"never": "all steps", "success": "first success"}

@@ -70,7 +70,10 @@ class Removal(Measure):
     @property
     def definition(self) -> str:
         """One sentence."""
-        shown = self.baseline if isinstance(self.baseline, str | float | int) else "given values"
+        fill = self.baseline
+        shown = fill if isinstance(fill, str) else "given values"
+        if isinstance(fill, float | int):
+            shown = f"{fill:g}"
         filled = f"by {shown}, {self.order} order"
         few = ", ".join(f"{100 * share:g}" for share in self.at) if len(self.at) < 8 else ""
         return {

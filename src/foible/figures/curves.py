@@ -75,12 +75,21 @@ def line_chart(
 
 
 @drawn
-def labelled_lines(curves: Sequence[Curve], *, x_label: str, y_label: str = "accuracy") -> Figure:
-    """The same axes with each line named at its right end."""
+def labelled_lines(
+    curves: Sequence[Curve], *, x_label: str, y_label: str = "accuracy", by_area: bool = False
+) -> Figure:
+    """The same axes with each line named at its right end; bands where there are intervals.
+
+    by_area: lines that end in one point are told apart by their inks, and each name stands at the
+    height of its line's mean.
+    """
     figure, axes = blank(height=260)
     ends: list[float] = []
     for curve in curves:
         ink = MUTED if curve.dashed or curve.series < 0 else series_ink(curve.series)
+        if curve.low is not None and curve.high is not None:
+            band = (floats(curve.low), floats(curve.high))
+            axes.fill_between(floats(curve.x), *band, color=ink, alpha=0.12, linewidth=0)
         width = 1.2 if curve.quiet or curve.dashed else 2.6
         axes.plot(
             floats(curve.x),
@@ -91,7 +100,8 @@ def labelled_lines(curves: Sequence[Curve], *, x_label: str, y_label: str = "acc
             linestyle=(0, (4, 3)) if curve.dashed else "-",
         )
         known = floats(curve.y)[~np.isnan(floats(curve.y))]
-        ends.append(float(known[-1]) if known.size else np.nan)
+        at = known.mean() if by_area and known.size else known[-1:].sum()
+        ends.append(float(at) if known.size else np.nan)
     percent_axis(axes)
     axes.set_ylabel(y_label)
     axes.set_xlabel(x_label)
@@ -106,7 +116,8 @@ def labelled_lines(curves: Sequence[Curve], *, x_label: str, y_label: str = "acc
         )
         right.tick_params(axis="y", colors=INK, pad=1)
         for tick, (curve, _) in zip(right.get_yticklabels(), named, strict=True):
-            tick.set_color(MUTED if curve.quiet or curve.dashed else INK)
+            own = series_ink(curve.series) if by_area else INK
+            tick.set_color(MUTED if curve.quiet or curve.dashed else own)
     return figure
 
 

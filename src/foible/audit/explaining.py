@@ -1,0 +1,237 @@
+"""Cells of the page of explanations: methods side by side, scores, randomisation, drift."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foible import attacks, explain
+from foible.audit.cells import Cell, Context, Measured, examples, noise_points
+from foible.core.errors import FoibleError
+from foible.explain.evaluate import agreement
+from foible.models import TorchModel
+from foible.parts.statistics import mean_interval
+
+GALLERY = (
+    "saliency", "smoothgrad", "integrated_gradients", "deeplift", "guided_backpropagation",
+    "grad_cam", "occlusion", "lime", "kernel_shap", "meaningful_perturbation", "random_map",
+)  # fmt: skip
+_NAMES = {
+    "smoothgrad": "SmoothGrad", "vargrad": "VarGrad", "deeplift": "DeepLIFT", "lime": "LIME",
+    "grad_cam": "Grad-CAM", "cam": "CAM", "kernel_shap": "KernelSHAP", "lemna": "LEMNA",
+    "gradient_x_input": "Gradient × input", "random_map": "Random map, the control",
+    "meaningful_perturbation": "Meaningful perturbation",
+}  # fmt: skip
+
+
+def titled(name: str) -> str:
+    """Return the field's own spelling of a method's name."""
+    return _NAMES.get(name, name.replace("_", " ").capitalize())
+
+
+@contextmanager
+def counting(context: Context) -> Iterator[TorchModel]:
+    """Add to the cell's cost every sample through the net: explanations return maps, not costs."""
+
+    def count(_: Any, given: tuple[Any, ...]) -> None:
+        x = given[0]
+        context.spend(len(x))
+        if torch.is_grad_enabled() and x.requires_grad:
+            x.register_hook(lambda grad: context.spend(0, len(grad)))
+
+    handle = context.model.net.register_forward_pre_hook(count)
+    try:
+        yield context.model
+    finally:
+        handle.remove()
+
+
+def measured(
+    context: Context, found: list[float | None] | None, n: int, detail: dict[str, Any],
+    tensors: dict[str, Tensor] | None = None,
+) -> Measured:  # fmt: skip
+    """Return what a cell measured, [value, low, high] or None, with what it cost."""
+    value, low, high = found or (None, None, None)
+    interval = None if low is None else (low, high)
+    forwards, backwards = context.spent
+    return Measured(value, n, interval, forwards, backwards, "ok", detail, tensors or {})
+
+
+@dataclass(frozen=True)
+class GalleryWork:
+    """Every method's map of the same inputs, before and after the attack, for the true class."""
+
+    methods: tuple[str, ...] = GALLERY
+    rows: int = 3
+
+    def __call__(self, context: Context) -> Measured:
+        """A method that does not fit the model is named with the reason, and costs no other."""
+        picked = examples(context, self.rows)
+        if picked is None:
+            return Measured(None, 0, status="not measured")
+        chosen, x_adv, attack = picked
+        x, y = context.x[chosen], context.y[chosen]
+        shown, skipped, clean, adversarial = [], [], [], []
+        for name in self.methods:
+            try:
+                explainer = getattr(explain, name)()
+                with counting(context) as model:
+                    maps = [explainer(model, at, y, seed=context.seed) for at in (x, x_adv)]
+            except (FoibleError, ImportError) as error:
+                skipped.append({"name": titled(name), "reason": str(error)})
+                continue
+            shown.append({"name": name, "title": titled(name)})
+            clean.append(maps[0])
+            adversarial.append(maps[1])
+        with context.model.session(context.seed), torch.no_grad():
+            seen = [context.model.scores(at).softmax(1).max(1) for at in (x, x_adv)]
+        rows = [
+            {
+                "id": i, "true": int(y[r]),
+                "label_clean": int(seen[0].indices[r]), "label_adv": int(seen[1].indices[r]),
+            }
+            for r, i in enumerate(chosen)
+        ]  # fmt: skip
+        detail = {"methods": shown, "skipped": skipped, "rows": rows, "attack": attack["title"]}
+        tensors = {
+            "clean": x, "adversarial": x_adv, "clean_maps": torch.stack(clean, 1),
+            "adversarial_maps": torch.stack(adversarial, 1),
+        }  # fmt: skip
+        return measured(context, None, len(chosen), detail, tensors)
+
+
+@dataclass(frozen=True)
+class ScoreWork:
+    """Deletion and insertion of one method's maps, beside the same maps shuffled."""
+
+    method: str
+    samples: int = 64
+
+    def __call__(self, context: Context) -> Measured:
+        """Score the maps of the predicted class on the first samples that are right."""
+        with context.model.session(context.seed), torch.no_grad():
+            some = context.x[: 4 * self.samples]
+            right = (context.model.scores(some).argmax(1) == context.y[: len(some)]).nonzero()
+        chosen = right.squeeze(1)[: self.samples]
+        x, y = context.x[chosen], context.y[chosen]
+        detail: dict[str, Any] = {"method": self.method, "title": titled(self.method)}
+        if len(chosen) == 0:
+            return Measured(None, 0, status="not measured", detail=detail)
+        explainer = getattr(explain, self.method)()
+        with counting(context) as model:
+            maps = explainer(model, x, y, seed=context.seed)
+            measures = (explain.deletion(), explain.insertion())
+            scores = [measure(model, x, maps, y, seed=context.seed) for measure in measures]
+        for score in scores:
+            assert score.curve is not None and score.control_curve is not None
+            points: list[Any] = [mean_interval(c) or [None] * 3 for c in score.curve.T]
+            detail[score.measure] = {
+                "definition": score.definition, "better": score.better, "mean": score.mean,
+                "chance": score.chance, "gain": score.gain, "shares": list(score.shares),
+                "curve": [p[0] for p in points], "low": [p[1] for p in points],
+                "high": [p[2] for p in points],
+                "control": score.control_curve.mean(0).tolist(),
+            }  # fmt: skip
+        detail["residual"] = None
+        if explainer.additive and isinstance(explainer, explain.IntegratedGradients):
+            residual = explain.completeness(explainer, context.model, x, y, maps)
+            detail["residual"] = {
+                "median": float(residual.median()), "worst": float(residual.max()),
+            }  # fmt: skip
+        return measured(context, detail["deletion"]["mean"], len(chosen), detail)
+
+
+@dataclass(frozen=True)
+class SanityWork:
+    """Maps of one method while the net loses its layers, from the last to the first."""
+
+    method: str = "smoothgrad"
+    samples: int = 16
+
+    def __call__(self, context: Context) -> Measured:
+        """Run the randomisation test on the first samples."""
+        x, y = context.x[: self.samples], context.y[: self.samples]
+        k = min(100, max(1, x[0].numel() // 5))
+        explainer = getattr(explain, self.method)()
+        with counting(context) as model:  # the copies that lose their layers count as well
+            found = explain.randomisation(explainer, model, x, y, k=k, seed=context.seed)
+        rank: list[Any] = [mean_interval(layer) for layer in found.rank]
+        detail = {
+            "method": self.method, "title": titled(self.method), "layers": list(found.layers),
+            "rank": rank, "topk": [mean_interval(layer) for layer in found.topk], "k": k,
+        }  # fmt: skip
+        tensors = {"x": x[:1], "maps": found.maps[:, 0].contiguous()}
+        return measured(context, rank[-1], len(x), detail, tensors)
+
+
+@dataclass(frozen=True)
+class DriftWork:
+    """How much of a map stays as eps grows: under an attack on it, on the label, and noise."""
+
+    method: str = "saliency"
+    samples: int = 32
+    steps: int = 20
+    shares: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0)
+
+    def __call__(self, context: Context) -> Measured:
+        """Compare the true class's maps at shares of the planned Linf eps."""
+        explainer = getattr(explain, self.method)()
+        x, y = context.x[: self.samples], context.y[: self.samples]
+        k = min(100, max(1, x[0].numel() // 5))
+        top = context.ball("linf").eps
+        assert isinstance(top, float)
+        moved: dict[str, Callable[[float], Tensor]] = {
+            "random noise": lambda eps: noise_points(context, x, eps),
+            "attack on the label": lambda eps: self._label(context, x, y, eps),
+        }
+        if hasattr(attacks, "fragile"):
+            moved["attack on the map"] = lambda eps: self._map(context, explainer, x, y, eps, k)
+        lines: dict[str, list[Any]] = {}
+        with counting(context) as model:
+            clean = explainer(model, x, y, seed=context.seed)
+            for name, move in moved.items():
+                points = []
+                for share in self.shares:
+                    there = explainer(model, move(share * top), y, seed=context.seed)
+                    points.append(mean_interval(agreement(clean, there, k)["topk"]))
+                lines[name] = points
+        detail = {
+            "method": self.method, "title": titled(self.method), "k": k,
+            "eps": [share * top for share in self.shares], "lines": lines,
+        }  # fmt: skip
+        return measured(context, list(lines.values())[-1][-1], len(x), detail)
+
+    def _label(self, context: Context, x: Tensor, y: Tensor, eps: float) -> Tensor:
+        made = attacks.pgd(context.ball("linf", eps), self.steps)
+        return made(context.model, x, y, seed=context.seed).x
+
+    def _map(
+        self, context: Context, explainer: Any, x: Tensor, y: Tensor, eps: float, k: int
+    ) -> Tensor:
+        made = attacks.fragile(  # type: ignore[attr-defined]
+            context.ball("linf", eps), explainer, steps=self.steps, k=k
+        )
+        moved: Tensor = made(context.model, x, y, seed=context.seed).x
+        return moved
+
+
+def explanation_cells(methods: tuple[str, ...], after: tuple[str, ...]) -> list[Cell]:
+    """Return the cells of the page; methods: whose maps are scored."""
+    if not methods:
+        return []
+    known = tuple(name for name in GALLERY if name in explain.__all__)
+    drift = DriftWork()
+    out = [
+        Cell("explanation", "explain-gallery", {"methods": known}, GalleryWork(known), after, 8.0)
+    ]
+    for name in dict.fromkeys((*methods, "random_map")):
+        out.append(Cell("explanation", f"explain-score-{name}", {}, ScoreWork(name), (), 1.5))
+    part = {"fragile": hasattr(attacks, "fragile")}
+    out.append(Cell("explanation", "explain-sanity", {}, SanityWork(), (), 1.0))
+    out.append(Cell("explanation", f"explain-drift-{drift.method}", part, drift, (), 3.0))
+    return out
