@@ -171,7 +171,7 @@ def test_a_picture_is_drawn_beside_its_map(tmp_path: Path, method: str) -> None:
 
 
 def test_the_map_is_orange_where_it_is_positive_and_white_at_zero(tmp_path: Path) -> None:
-    from foible.cli.explaining import _draw
+    from foible.cli.drawing import draw
     from foible.cli.picturing import Subject
 
     values = torch.zeros(1, 4, 4)
@@ -179,7 +179,7 @@ def test_the_map_is_orange_where_it_is_positive_and_white_at_zero(tmp_path: Path
     who = Subject("m", foible.wrap(torch.nn.Identity()), ("$a_b^$", "b"))
     said = {"prediction": {"name": "$a_b^$", "confidence": 1.0}, "method": "m",
             "target": {"name": "<b>"}}  # fmt: skip
-    _draw(tmp_path / "m.png", who, torch.zeros(1, 4, 4), values, said)
+    draw(tmp_path / "m.png", who, torch.zeros(1, 4, 4), [values], [said])
     drawn = np.array(Image.open(tmp_path / "m.png").convert("RGB")).reshape(-1, 3).tolist()
     assert [214, 86, 28] in drawn and [255, 255, 255] in drawn
     assert any(r < b - 40 for r, _, b in drawn)
@@ -196,3 +196,34 @@ def test_a_folder_is_explained_and_mistakes_are_told(tmp_path: Path) -> None:
     assert "did you mean saliency" in refused("explain", path, "--method", "salience")
     assert "classes 0 to 9" in refused("explain", path, "--target", "10")
     assert "no explanation called" in refused("explain", path, "--method", "pgd")
+
+
+def test_several_methods_share_a_sheet_and_a_batch_is_read(tmp_path: Path) -> None:
+    x, _ = foible.zoo.sample()
+    np.savez(tmp_path / "rows.npz", x=x[:5].numpy())
+    out = tmp_path / "o"
+    text = call("explain", tmp_path / "rows.npz", "--method", "saliency, gradient-x-input",
+                "--first", "2", "--out", out)  # fmt: skip
+    assert sorted(p.name for p in out.iterdir()) == [
+        "rows-0-gradient_x_input.json", "rows-0-maps.png", "rows-0-saliency.json",
+        "rows-1-gradient_x_input.json", "rows-1-maps.png", "rows-1-saliency.json",
+    ]  # fmt: skip
+    told = json.loads((out / "rows-1-saliency.json").read_text())
+    maps = foible.explain.saliency()(foible.zoo.load("standard"), x[1:2])
+    assert told["summary"]["largest"] == pytest.approx(float(maps.max()), rel=1e-5)
+    assert text.count("rows-0-maps.png") == 2
+    assert "--method is empty" in refused("explain", tmp_path / "rows.npz", "--method", ",")
+    np.save(tmp_path / "flat.npy", np.zeros(4))
+    assert "at least one row" in refused("explain", tmp_path / "flat.npy")
+
+
+def test_a_row_of_a_table_becomes_bars(tmp_path: Path) -> None:
+    from foible.cli.drawing import draw
+    from foible.cli.picturing import Subject
+
+    who = Subject("m", foible.wrap(torch.nn.Identity()), None)
+    said = {"prediction": {"name": "0", "confidence": 1.0}, "method": "m", "target": {"name": "0"}}
+    maps = [torch.tensor([2.0, -1.0, 0.5]), torch.tensor([1.0, 1.0, -1.0])]
+    draw(tmp_path / "m.png", who, torch.rand(3), maps, [said, said])
+    drawn = np.array(Image.open(tmp_path / "m.png").convert("RGB")).reshape(-1, 3).tolist()
+    assert [214, 86, 28] in drawn and [36, 108, 178] in drawn

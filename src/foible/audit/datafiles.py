@@ -82,6 +82,18 @@ def read_arrays(path: Path, labels: Path | None, samples: int | None, seed: int)
     return Raw(x[chosen], y[chosen], classes)
 
 
+def read_inputs(path: Path, first: int) -> Array:
+    """Read the first inputs of an .npz or .npy, without labels."""
+    held = _arrays(path)
+    x = held[""] if "" in held else held[_first(INPUTS, held, path, "inputs")]
+    if x.ndim < 2 or len(x) == 0 or first < 1:
+        raise InputError(
+            f"{path} holds inputs of shape {x.shape}, and the first {first} are asked for: give "
+            "(N, ...) with at least one row"
+        )
+    return np.ascontiguousarray(x[:first])
+
+
 def read_folder(folder: Path, samples: int | None, seed: int, note: Note) -> Raw:
     """Read PNG and JPEG pictures from one folder a class, labelled in the order of the names.
 

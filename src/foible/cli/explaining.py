@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foible.cli.drawing import draw
 from foible.cli.picturing import (
     Subject,
     class_number,
     percent,
     read_batches,
     subject,
-    to_pixels,
     write_json,
 )
 from foible.cli.sharing import (
@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 def explain(
     image: Annotated[
-        Path, typer.Argument(metavar="IMAGE", help="A PNG or JPEG, or a folder of them.")
+        Path,
+        typer.Argument(
+            metavar="IMAGE", help="A PNG or JPEG, a folder of them, or an .npz or .npy of inputs."
+        ),
     ],
     model: ModelOption = None,
     weights: WeightsOption = None,
@@ -48,68 +51,107 @@ def explain(
         typer.Option(
             "--method",
             metavar="NAME",
-            help="saliency, smoothgrad, integrated_gradients, gradient_x_input, lime.",
+            help="A method, several with commas between, or all; `foible list explanations`.",
         ),
     ] = "smoothgrad",
     target: Annotated[
         str | None,
         typer.Option("--target", help="The class to explain; without it, what the model sees."),
     ] = None,
+    first: Annotated[int, typer.Option("--first", help="Of an .npz, how many inputs.")] = 16,
     seed: Annotated[int, typer.Option("--seed", help="Fixes all randomness.")] = 0,
     out: Annotated[Path, typer.Option("--out", help="Where the files go.")] = Path("runs/explain"),
 ) -> None:
-    """Explain single pictures; write each beside its map, and a JSON file with a summary."""
+    """Explain pictures or rows; write each beside its maps, and a JSON file with a summary."""
     import torch
 
     from foible.audit.sources import check_fit
 
     who = subject(model, weights, bounds, mean, std, outputs)
-    name, explainer = _explainer(method)
+    methods, every = _explainers(method), method.strip().lower() == "all"
     chosen = None if target is None else class_number(target, "--target", who.classes)
-    batches = read_batches(image, who)
+    batches = read_batches(image, who, first)
     for _, x in batches:
         check_fit(who.held, x, torch.full((len(x),), chosen or 0), who.source)
     folder = folder_for(out)
     for files, x in batches:
         scores = who.scores(x)
         labels = scores.argmax(1) if chosen is None else torch.full((len(x),), chosen)
-        maps = explainer(who.held, x, labels, seed=seed)
-        residuals = _residuals(explainer, who, x, labels, maps)
+        told = {}
+        for name, explainer in methods.items():
+            maps = _maps(explainer, who, x, labels, seed, every)
+            if maps is not None:
+                told[name] = maps, _residuals(explainer, who, x, labels, maps)
         for i, (stem, path) in enumerate(files):
-            told = who.told(scores[i : i + 1])[0]
-            label = int(labels[i])
-            content = {
+            confidence = float(scores[i].softmax(0)[int(labels[i])])
+            facts = {
                 "picture": str(path),
                 "model": who.source,
-                "method": name,
                 "seed": seed,
-                "prediction": told,
+                "prediction": who.told(scores[i : i + 1])[0],
                 "target": {
-                    "label": label,
-                    "name": who.label(label),
-                    "confidence": float(scores[i].softmax(0)[label]),
+                    "label": int(labels[i]),
+                    "name": who.label(int(labels[i])),
+                    "confidence": confidence,
                 },
-                "summary": {**_summary(maps[i]), "completeness_residual": residuals[i]},
             }
-            drawn = folder / f"{stem}-{name}.png"
-            _draw(drawn, who, x[i], maps[i], content)
-            write_json(folder / f"{stem}-{name}.json", content)
-            typer.echo(_said(path.name, content, drawn))
+            contents = [
+                {
+                    **facts,
+                    "method": name,
+                    "summary": {**_summary(maps[i]), "completeness_residual": residuals[i]},
+                }
+                for name, (maps, residuals) in told.items()
+            ]
+            kind = contents[0]["method"] if len(contents) == 1 else "maps"
+            drawn = folder / f"{stem}-{kind}.png"
+            draw(drawn, who, x[i], [maps[i] for maps, _ in told.values()], contents)
+            for content in contents:
+                write_json(folder / f"{stem}-{content['method']}.json", content)
+                typer.echo(_said(path.name, content, drawn))
 
 
-def _explainer(method: str) -> tuple[str, Explanation]:
-    from foible.audit.catalogue import find
+def _explainers(method: str) -> dict[str, Explanation]:
+    """Return the named methods, made with their defaults; "all" takes those that need nothing."""
+    from foible.audit.catalogue import entries, find
     from foible.core.errors import InputError
 
-    entry = find(method, "explanations")
-    assert entry.made is not None
-    parameters = inspect.signature(entry.made).parameters.values()
-    if needed := [p.name for p in parameters if p.default is p.empty]:
-        raise InputError(
-            f"{entry.name} needs {', '.join(needed)}; use it from Python: "
-            f"foible.explain.{entry.name}"
-        )
-    return entry.name, entry.made()
+    if method.strip().lower() == "all":
+        named = [e for e in entries("explanations") if e.made is not None]
+        return {e.name: e.made() for e in named if e.made is not None and not _needed(e.made)}
+    made = {}
+    for name in filter(None, (part.strip() for part in method.split(","))):
+        entry = find(name, "explanations")
+        assert entry.made is not None
+        if needed := _needed(entry.made):
+            raise InputError(
+                f"{entry.name} needs {', '.join(needed)}; use it from Python: "
+                f"foible.explain.{entry.name}"
+            )
+        made[entry.name] = entry.made()
+    if not made:
+        raise InputError("--method is empty: name one, e.g. --method smoothgrad, or all")
+    return made
+
+
+def _needed(made: Any) -> list[str]:
+    parameters = inspect.signature(made).parameters.values()
+    return [p.name for p in parameters if p.default is p.empty]
+
+
+def _maps(
+    explainer: Explanation, who: Subject, x: Tensor, labels: Tensor, seed: int, every: bool
+) -> Tensor | None:
+    """Explain; where every method was asked for, one that does not fit is told and left out."""
+    from foible.core.errors import FoibleError
+
+    try:
+        return explainer(who.held, x, labels, seed=seed).detach()
+    except FoibleError as error:
+        if not every:
+            raise
+        typer.echo(f"{type(explainer).__name__} is left out: {error}", err=True)
+        return None
 
 
 def _residuals(
@@ -147,40 +189,3 @@ def _said(picture: str, content: dict[str, Any], drawn: Path) -> str:
     if summary["completeness_residual"] is not None:
         text += f"; completeness residual {summary['completeness_residual']:.2g}"
     return f"{text}; {drawn}"
-
-
-def _draw(path: Path, who: Subject, x: Tensor, values: Tensor, content: dict[str, Any]) -> None:
-    """Draw the picture beside its map: orange speaks for the class, blue against, white is zero."""
-    from foible.core.errors import InputError, MissingExtra
-    from foible.figures import shared_scale
-    from foible.figures.maps import NEGATIVE, POSITIVE
-
-    try:
-        from matplotlib.colors import LinearSegmentedColormap
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtra("maps need matplotlib: run `pip install matplotlib`") from error
-
-    ends = [tuple(c / 255 for c in colour) for colour in (NEGATIVE, POSITIVE)]
-    colours = LinearSegmentedColormap.from_list("foible", [ends[0], (1.0, 1.0, 1.0), ends[1]])
-    scale = shared_scale(values.numpy())
-    figure = Figure(figsize=(7.6, 3.6), dpi=120, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    pixels = to_pixels(who.levels(x))
-    left.imshow(pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    flat = values.double().sum(0).numpy()
-    shown = right.imshow(flat, cmap=colours, vmin=-scale, vmax=scale, interpolation="nearest")
-    figure.colorbar(shown, ax=right, shrink=0.8)
-    seen, target = content["prediction"], content["target"]
-    left.set_title(f"{seen['name']}, {percent(seen['confidence'])}", fontsize=11, parse_math=False)
-    title = f"{content['method']} for {target['name']}"
-    right.set_title(title, fontsize=11, parse_math=False)
-    for axes in (left, right):
-        axes.set_xticks([])
-        axes.set_yticks([])
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror or error}): choose another --out"
-        ) from error

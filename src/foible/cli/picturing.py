@@ -85,16 +85,24 @@ def subject(
     return Subject(model, held, classes)
 
 
-def read_batches(place: Path, who: Subject) -> list[tuple[list[tuple[str, Path]], Tensor]]:
+def read_batches(
+    place: Path, who: Subject, first: int = 16
+) -> list[tuple[list[tuple[str, Path]], Tensor]]:
     """Read a picture, or all of a folder: batches of (name, path) and x (B, C, H, W), one a size.
+
+    Of an .npz or .npy the first rows are read, in the units of the model; they are called by their
+    number.
 
     Raises InputError for files that are no pictures, and for sizes that the model cannot take.
     """
     import torch
 
-    from foible.audit.datafiles import picture_files, read_picture
+    from foible.audit.datafiles import picture_files, read_inputs, read_picture
     from foible.core.errors import InputError
 
+    if place.suffix.lower() in (".npz", ".npy"):
+        x = torch.from_numpy(read_inputs(place, first)).float()
+        return [([(f"{place.stem}-{i}", place) for i in range(len(x))], x)]
     paths = picture_files(place)
     stems = [path.stem for path in paths]
     batches: dict[tuple[int, ...], list[tuple[tuple[str, Path], Tensor]]] = {}
