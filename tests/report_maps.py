@@ -28,6 +28,16 @@ def explanations(maker: Maker, model: str, strong: bool) -> None:
               "topk": rank, "k": 100}  # fmt: skip
     tensors = {"x": maker.images[:1], "maps": maker.smooth(5)}
     maker.cell("explanation", "explain-sanity", model, 0.02, detail=detail, tensors=tensors, n=16)
+    rows = [
+        {"id": i, "true": i, "label": i + 1, "found": i != 2, "distance": 1.5, "enough": i != 1,
+         "kept": 0.3}
+        for i in range(3)
+    ]  # fmt: skip
+    tensors = {"x": maker.images[:3], "other": maker.images[1:4], "part": maker.images[:3] * 0.5}
+    maker.cell(
+        "explanation", "explain-counter", model, None, n=3, tensors=tensors,
+        detail={"rows": rows, "found": 2},
+    )  # fmt: skip
     lines = {
         name: [[v, v - 0.05, v + 0.05] for v in (top, top - 0.1, top - 0.2, top - 0.3)]
         for name, top in (("random noise", 0.95), ("attack on the label", 0.85),

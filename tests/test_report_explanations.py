@@ -16,7 +16,7 @@ from foible.audit.explaining import GALLERY, explanation_cells, titled
 from foible.audit.reading import read_run
 from foible.audit.reporting import render
 
-SECTIONS = ("explanations", "scores", "sanity", "drift")
+SECTIONS = ("explanations", "scores", "sanity", "counterfactuals", "drift")
 
 
 def section(page: str, name: str) -> str:
@@ -56,9 +56,19 @@ def test_drift_shows_the_attacks_beside_noise(page: str) -> None:
     assert text.count("attack on the map") >= 2 and text.count("random noise") >= 2
 
 
+def test_counterfactuals_say_what_was_found(page: str) -> None:
+    text = section(page, "counterfactuals")
+    assert text.count('<div class="frame">') == 4 * 3 * 2
+    assert text.count("no other class was found") == 2 and text.count("would be") == 4
+    assert (
+        text.count("no smaller part was found") == 2
+        and len(re.findall(r"30(\.0)? % of it is enough", text)) == 4
+    )
+
+
 def test_what_is_missing_says_so(tmp_path: Path) -> None:
     empty = render(read_run(make_run(tmp_path / "run", skip=("explanation",))))
-    for name in SECTIONS[:3]:
+    for name in SECTIONS[:4]:
         assert section(empty, name).count("not measured") >= 2
 
 
@@ -77,7 +87,7 @@ def test_an_audit_measures_the_page(tmp_path: Path) -> None:
     assert failed == []
     assert set(lines) == {
         "explain-gallery", "explain-score-saliency", "explain-score-integrated_gradients",
-        "explain-score-random_map", "explain-sanity", "explain-drift-saliency",
+        "explain-score-random_map", "explain-sanity", "explain-counter", "explain-drift-saliency",
     }  # fmt: skip
     score = lines["explain-score-integrated_gradients"]
     assert score["n"] == 6 and score["forwards"] == 6 * (50 + 4 * 29) + 3

@@ -220,6 +220,46 @@ class DriftWork:
         return moved
 
 
+@dataclass(frozen=True)
+class CounterWork:
+    """The nearest input of another class, and the part of an input that is enough for its own."""
+
+    rows: int = 4
+    steps: int = 60
+    searches: int = 5
+
+    def __call__(self, context: Context) -> Measured:
+        """Search both for the first samples that are right, one a class."""
+        with counting(context) as model, model.session(context.seed), torch.no_grad():
+            label = model.scores(context.x[:64]).argmax(1)
+        first: dict[int, int] = {}
+        for i in (label == context.y[:64]).nonzero().squeeze(1).tolist():
+            first.setdefault(int(label[i]), i)
+        chosen = list(first.values())[: self.rows]
+        if not chosen:
+            return Measured(None, 0, status="not measured")
+        x, y = context.x[chosen], context.y[chosen]
+        away = attacks.counterfactual(None, self.steps, self.searches)
+        enough = attacks.contrastive("positive", steps=self.steps, searches=self.searches)
+        with counting(context) as model:
+            other = away(model, x, y, seed=context.seed)
+            part = enough(model, x, y, seed=context.seed)
+        size = (x - context.model.bounds[0]).flatten(1).abs() > 1e-6
+        kept = (part.x - context.model.bounds[0]).flatten(1).abs() > 1e-6
+        rows = [
+            {
+                "id": i, "true": int(y[r]), "label": int(other.label[r]),
+                "found": bool(other.success[r]), "distance": float(other.distance[r]),
+                "enough": bool(part.success[r]),
+                "kept": float(kept[r].sum() / size[r].sum().clamp_min(1)),
+            }
+            for r, i in enumerate(chosen)
+        ]  # fmt: skip
+        detail = {"rows": rows, "found": int(other.success.sum())}
+        tensors = {"x": x, "other": other.x, "part": part.x}
+        return measured(context, None, len(chosen), detail, tensors)
+
+
 def explanation_cells(methods: tuple[str, ...], after: tuple[str, ...]) -> list[Cell]:
     """Return the cells of the page; methods: whose maps are scored."""
     if not methods:
@@ -231,6 +271,7 @@ def explanation_cells(methods: tuple[str, ...], after: tuple[str, ...]) -> list[
     ]
     for name in dict.fromkeys((*methods, "random_map")):
         out.append(Cell("explanation", f"explain-score-{name}", {}, ScoreWork(name), (), 1.5))
+    out.append(Cell("explanation", "explain-counter", {}, CounterWork(), (), 2.0))
     part = {"fragile": hasattr(attacks, "fragile")}
     out.append(Cell("explanation", "explain-sanity", {}, SanityWork(), (), 1.0))
     out.append(Cell("explanation", f"explain-drift-{drift.method}", part, drift, (), 3.0))

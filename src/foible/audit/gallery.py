@@ -17,6 +17,7 @@ from foible.figures.maps import drawing_range
 
 Part = dict[str, Any]
 SCORES = ("deletion", "insertion")
+COUNTER_COLUMNS = ("input", "counterfactual", "change", "enough for its class")
 
 
 def galleries(run: Run) -> list[Part]:
@@ -182,3 +183,41 @@ def drift(run: Run) -> list[Part]:
                 part["figure"] = inline_svg(figure, f"drift-{model['index']}", alt)
             out.append(part)
     return out
+
+
+def counterfactuals(run: Run) -> list[Part]:
+    """The nearest input of another class, what was changed, and what is enough for the class."""
+    out = []
+    for model in models(run):
+        cell = run.cell(model["name"], "explain-counter")
+        part: Part = {**model, "rows": []}
+        x, other, enough = (run.tensor(cell, name) for name in ("x", "other", "part"))
+        if cell is not None and x is not None and other is not None and enough is not None:
+            part["rows"] = _counter_rows(run, cell, x, other, enough)
+        out.append(part)
+    return out
+
+
+def _counter_rows(run: Run, cell: Cell, x: Any, other: Any, enough: Any) -> list[Part]:
+    drawn = drawing_range(input_bounds(run), x, other)
+    rows = []
+    for r, facts in enumerate(cell.detail.get("rows") or []):
+        change = other[r] - x[r]
+        tiles = [
+            input_tile(x[r], "input", drawn),
+            input_tile(other[r], "counterfactual", drawn),
+            signed_tile(change, "what was changed", float(np.abs(change).max()) or 1.0),
+            input_tile(enough[r], "what is enough for the class", drawn),
+        ]
+        rows.append(
+            {
+                "true": class_name(run, facts.get("true")),
+                "label": class_name(run, facts.get("label")),
+                "found": bool(facts.get("found")),
+                "distance": real(facts.get("distance")),
+                "enough": bool(facts.get("enough")),
+                "kept": real(facts.get("kept")),
+                "tiles": list(zip(COUNTER_COLUMNS, tiles, strict=True)),
+            }
+        )
+    return rows
