@@ -28,7 +28,7 @@ FGSM = {"name": "fgsm-linf", "recipe": "fgsm", "norm": "linf"}
 PGD = {"name": "pgd-linf", "recipe": "pgd", "norm": "linf", "steps": 10}
 NOTHING = Plan(attacks=(), curves=(), explanations=(), thesis=False, checks=False)
 TINY = Plan(attacks=(RANDOM, FGSM, PGD), curves=(), explanations=("saliency",), thesis=False,
-            checks=False)  # fmt: skip
+            gallery=False, checks=False)  # fmt: skip
 
 
 @pytest.fixture

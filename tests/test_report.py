@@ -316,7 +316,7 @@ def test_inputs_without_bounds_are_drawn_by_what_occurs(tmp_path: Path) -> None:
     assert "(unbounded)" in text
     bars = re.findall(r'<svg class="bars".*?</svg>', text)
     assert all(bar.count("<rect") == 7 for bar in bars)
-    assert len(bars) == 9 + 1 + 5 + 8 * 6
+    assert len(bars) == 9 + 1 + 5 + 8 * 6 + (3 * 8 + 6 + 3 * 4)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_counterfactuals_say_what_was_found(page: str) -> None:
     assert text.count("no other class was found") == 2 and text.count("would be") == 4
     assert (
         text.count("no smaller part was found") == 2
-        and len(re.findall(r"30(\.0)? % of it is enough", text)) == 4
+        and len(re.findall(r"30(\.0)?\s% of it is enough", text)) == 4
     )
 
 

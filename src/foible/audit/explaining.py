@@ -18,11 +18,13 @@ from foible.models import TorchModel
 from foible.parts.statistics import mean_interval
 
 GALLERY = (
-    "saliency", "smoothgrad", "integrated_gradients", "deeplift", "guided_backpropagation",
-    "grad_cam", "occlusion", "lime", "kernel_shap", "meaningful_perturbation", "random_map",
+    "saliency", "smoothgrad", "integrated_gradients", "deep_lift", "guided_backprop",
+    "grad_cam", "occlusion", "lime", "kernel_shap", "lemna", "meaningful_perturbation",
+    "random_map",
 )  # fmt: skip
 _NAMES = {
-    "smoothgrad": "SmoothGrad", "vargrad": "VarGrad", "deeplift": "DeepLIFT", "lime": "LIME",
+    "smoothgrad": "SmoothGrad", "vargrad": "VarGrad", "deep_lift": "DeepLIFT", "lime": "LIME",
+    "guided_backprop": "Guided backpropagation",
     "grad_cam": "Grad-CAM", "cam": "CAM", "kernel_shap": "KernelSHAP", "lemna": "LEMNA",
     "gradient_x_input": "Gradient × input", "random_map": "Random map, the control",
     "meaningful_perturbation": "Meaningful perturbation",

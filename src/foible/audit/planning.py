@@ -27,7 +27,8 @@ class Plan:
     name: the preset it came from. eps: the Linf radius, in units of the input; L2 and L1 follow
     from it (`radius`) unless an attack sets its own. samples: at most this many of the data.
     attacks: tables {name, recipe, norm, eps?, ...options of the recipe}. curves: norms.
-    explanations: names of explainers. thesis, checks: whether these pages are made.
+    explanations: names of explainers. thesis, gallery (explanations side by side), checks: whether
+    these pages are made.
     thresholds: tables {what: "accuracy" | "robust", norm?, at_least}.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     curves: tuple[str, ...] = ("linf", "l2")
     explanations: tuple[str, ...] = EXPLAINERS
     thesis: bool = True
+    gallery: bool = True
     checks: bool = True
     thresholds: tuple[Mapping[str, Any], ...] = ()
 
@@ -131,7 +133,7 @@ class Plan:
         lines += _table({"out": out, "preset": self.name, "eps": self.eps, "seed": self.seed,
                          "samples": self.samples, "curves": list(self.curves),
                          "explanations": list(self.explanations), "thesis": self.thesis,
-                         "checks": self.checks})  # fmt: skip
+                         "gallery": self.gallery, "checks": self.checks})  # fmt: skip
         # Without a table the preset's would be read.
         lines += [f"{k} = []" for k in ("attacks", "thresholds") if not getattr(self, k)]
         lines += ["", "[data]", *_table(data)]
@@ -157,8 +159,8 @@ class Plan:
         }
         name = table.pop("preset", "quick")
         plan = Plan.preset(name)
-        known = {"eps", "seed", "samples", "attacks", "curves", "explanations", "thesis", "checks",
-                 "thresholds"}  # fmt: skip
+        known = {"eps", "seed", "samples", "attacks", "curves", "explanations", "thesis",
+                 "gallery", "checks", "thresholds"}  # fmt: skip
         unknown = sorted(set(table) - known)
         if unknown:
             raise InputError(

@@ -82,7 +82,8 @@ def plan_cells(plan: Plan) -> list[Cell]:
         cost = 0.3 if explainer in ("saliency", "gradient_x_input") else 7.0
         out.append(Cell("stability", f"stability-{explainer}", {}, stable, after, cost))
     out.append(Cell("strips", "strips", {}, work.StripsWork(), after, 0.5))
-    out += explanation_cells(plan.explanations, after)
+    if plan.gallery:
+        out += explanation_cells(plan.explanations, after)
     if plan.checks:
         for c in CHECKS:
             reads = names if c.after == EVERY_ATTACK else c.after
