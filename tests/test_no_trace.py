@@ -61,6 +61,10 @@ CALLS: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
     "deletion": lambda m, x, y: attacks.ig_deletion(explain.saliency(), most=4)(m, x, y),
     "smoothgrad": lambda m, x, y: explain.smoothgrad(4)(m, x, y),
     "graph": lambda m, x, y: explain.integrated_gradients(4)(m, x, y, create_graph=True),
+    "vargrad": lambda m, x, y: explain.vargrad(4)(m, x, y),
+    "grad_cam": lambda m, x, y: explain.grad_cam("again#2")(m, x, y),
+    "guided": lambda m, x, y: explain.guided_backprop()(m, x, y),
+    "deep_lift": lambda m, x, y: explain.deep_lift()(m, x, y, create_graph=True),
     "lime": lambda m, x, y: explain.lime(10)(m, x, y),
     "bend": lambda m, x, y: attacks.bend(Linf(0.1), explain.saliency(), 3)(m, x, y, x),
 }
