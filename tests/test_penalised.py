@@ -81,7 +81,7 @@ def test_no_unit_matters() -> None:
         (attacks.ead, L1(0.6)),
         (attacks.lbfgs, L2(0.5)),
     ],
-    ids=str,
+    ids=lambda given: getattr(given, "__name__", str(given)),
 )
 def test_with_eps_success_is_to_be_found_within_it_and_costs_less(make, threat) -> None:
     case = linear_case(4, 14, 5, wide=False)
