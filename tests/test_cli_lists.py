@@ -18,8 +18,9 @@ def test_list_holds_every_recipe() -> None:
     text = call("list")
     recipes = [n for n in (*attacks.__all__, *foible.explain.__all__) if n[0].islower()]
     figures = {
-        "compare", "completeness", "comprehensiveness", "deletion", "infidelity", "insertion",
-        "of_logit", "randomisation", "rank_correlation", "retraining", "scale_of", "stability",
+        "accuracy_without", "causal_model", "compare", "completeness", "comprehensiveness",
+        "deletion", "fit_masks", "infidelity", "insertion", "neuron_effect", "of_logit",
+        "randomisation", "rank_correlation", "retraining", "scale_of", "stability",
         "sufficiency", "topk_intersection", "tree_shap",
     }  # fmt: skip
     for name in {*recipes, "Linf", "L2", "L1", "L0", "zoo:standard", "zoo:hardened"} - figures:

@@ -3,6 +3,7 @@
 from foible.explain.activation_maps import Cam, GradCam, cam, grad_cam
 from foible.explain.backward_rules import DeepLift, GuidedBackprop, deep_lift, guided_backprop
 from foible.explain.base import Explanation
+from foible.explain.causes import CausalModel, causal_model
 from foible.explain.evaluate import completeness, rank_correlation, stability, topk_intersection
 from foible.explain.fidelity import Infidelity, infidelity
 from foible.explain.gradient import (
@@ -33,6 +34,7 @@ from foible.explain.leaving_out import (
 )
 from foible.explain.masks import MeaningfulPerturbation, meaningful_perturbation
 from foible.explain.nearby import scale_of
+from foible.explain.neurons import NeuronEffect, accuracy_without, neuron_effect
 from foible.explain.noise import RandomMap, random_map
 from foible.explain.path import (
     ExpectedGradients,
@@ -59,6 +61,7 @@ from foible.explain.visual import CellSwaps, VisualCounterfactual, visual_counte
 
 __all__ = [
     "Cam",
+    "CausalModel",
     "CellSwaps",
     "Comparison",
     "DeepLift",
@@ -81,6 +84,7 @@ __all__ = [
     "Lrp",
     "MeaningfulPerturbation",
     "Measure",
+    "NeuronEffect",
     "Occlusion",
     "RandomMap",
     "Randomised",
@@ -92,7 +96,9 @@ __all__ = [
     "TabularLime",
     "VarGrad",
     "VisualCounterfactual",
+    "accuracy_without",
     "cam",
+    "causal_model",
     "compare",
     "completeness",
     "comprehensiveness",
@@ -117,6 +123,7 @@ __all__ = [
     "lissa",
     "lrp",
     "meaningful_perturbation",
+    "neuron_effect",
     "occlusion",
     "of_logit",
     "random_map",
