@@ -140,7 +140,7 @@ class Counter:
         if self.broken_at is not None and len(self.sizes) >= self.broken_at:
             raise self.error("the model broke")
         scores = self.inner.scores(x)
-        if scores.requires_grad:
+        if isinstance(scores, Tensor) and scores.requires_grad:
             # On the scores, not on x: a backward may end at a layer.
             scores = scores.clone()
             scores.register_hook(self._count)

@@ -19,9 +19,10 @@ def test_list_holds_every_recipe() -> None:
     recipes = [n for n in (*attacks.__all__, *foible.explain.__all__) if n[0].islower()]
     figures = {
         "accuracy_without", "causal_model", "compare", "completeness", "comprehensiveness",
-        "deletion", "fit_masks", "infidelity", "insertion", "neuron_effect", "of_logit",
-        "randomisation", "rank_correlation", "retraining", "scale_of", "stability",
-        "sufficiency", "topk_intersection", "tree_shap",
+        "conjugate_gradient", "deletion", "explicit", "fit_masks", "infidelity", "influence",
+        "insertion", "lissa", "neuron_effect", "of_logit", "randomisation", "rank_correlation",
+        "retraining", "scale_of", "stability", "sufficiency", "topk_intersection", "tree_shap",
+
     }  # fmt: skip
     for name in {*recipes, "Linf", "L2", "L1", "L0", "zoo:standard", "zoo:hardened"} - figures:
         assert f" {name} " in text, name

@@ -104,6 +104,7 @@ def test_a_method_that_does_not_fit_costs_no_other(tmp_path: Path) -> None:
     x = torch.rand(40, 6, generator=g)
     net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     y = predicted(net, x)
+    y[20:] = (y[20:] + 1) % 3  # an audit wants two classes
     attack = {"name": "pgd-linf", "recipe": "pgd", "norm": "linf", "steps": 10}
     plan = Plan(samples=40, eps=0.5, attacks=(attack,), curves=(), thesis=False, checks=False,
                 explanations=("saliency",))  # fmt: skip

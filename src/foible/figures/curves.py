@@ -110,14 +110,17 @@ def labelled_lines(
     if named:
         right = axes.secondary_yaxis("right")
         right.spines["right"].set_visible(False)
-        right.set_yticks(
-            spread(np.array([e for _, e in named]), gap=0.075),
-            [shorten(c.label, 20) for c, _ in named],
-        )
+        heights = spread(np.array([e for _, e in named]), gap=0.075)
+        right.set_yticks(heights, [shorten(c.label, 20) for c, _ in named])
+        for height, (curve, _) in zip(heights, named, strict=True):
+            if by_area and not curve.dashed:  # the ink is in a mark: as text it would be too pale
+                axes.plot(
+                    [1.0], [height], marker="s", markersize=6, color=series_ink(curve.series),
+                    transform=axes.get_yaxis_transform(), clip_on=False,
+                )  # fmt: skip
         right.tick_params(axis="y", colors=INK, pad=1)
         for tick, (curve, _) in zip(right.get_yticklabels(), named, strict=True):
-            own = series_ink(curve.series) if by_area else INK
-            tick.set_color(MUTED if curve.quiet or curve.dashed else own)
+            tick.set_color(MUTED if curve.quiet or curve.dashed else INK)
     return figure
 
 
