@@ -155,7 +155,7 @@ def test_every_section_and_figure_is_visible(browser: Any, runs: Path, name: str
         assert len(headings) == 1 + 15 + 4
         assert all(h.is_visible() and h.inner_text().strip() for h in headings)
         charts = seen.page.locator("svg.chart").all()
-        assert len(charts) == (17 if name == "two" else 0)
+        assert len(charts) == (23 if name == "two" else 0)
         for chart in charts:
             box = chart.bounding_box()
             assert box["width"] > 250
