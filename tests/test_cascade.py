@@ -78,6 +78,7 @@ def test_a_budget_holds_and_says_what_it_left_out(victim: LinearCase) -> None:
         assert calls <= 40 * budget
     poor = strongest(threat, 60)(victim.model, victim.x, victim.y)
     assert "budget left out" in poor.advice
+    assert poor.advice.startswith(f"{int((~poor.success).sum())} of 40 samples survive")
     rich = strongest(threat, 5000)(victim.model, victim.x, victim.y)
     assert "budget" not in rich.advice and rich.robust_accuracy <= poor.robust_accuracy
 
@@ -133,6 +134,19 @@ def test_the_standard_set_is_the_published_one() -> None:
     assert sparse["apgd-ce"].restarts == 5 and sparse["apgd-t"].restarts == 5
     plus = [s.name for s in SETS["plus"](L2(1), 10)]
     assert plus == ["apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"]
+
+
+@pytest.mark.parametrize(("classes", "rivals"), [(2, 1), (3, 2), (4, 3), (5, 4), (10, 9), (99, 9)])
+def test_strongest_tries_each_of_the_nearest_classes_once(classes: int, rivals: int) -> None:
+    stages = {s.name: s.attack for s in strongest_set(Linf(0.1), classes)}
+    tried = [stages[n] for n in ("each class", "further classes") if n in stages]
+    places = [a.objective.for_restart(r, classes).place for a in tried for r in range(a.restarts)]
+    assert places == list(range(1, rivals + 1))
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(1.0), L1(5.0), L0(5)])
+def test_a_stage_tries_a_share_of_what_is_left(threat: Threat) -> None:
+    assert all(0 < stage.share <= 1 for stage in strongest_set(threat, 10))
 
 
 def test_other_models_than_ten_logits(images: Tensor) -> None:

@@ -16,6 +16,7 @@ from foible import attacks, explain
 from foible.attacks import bim, curve, pgd, random_noise
 from foible.core.access import Access
 from foible.core.errors import AccessError
+from foible.core.explainer import Field
 from foible.core.oracle import Oracle
 from foible.core.problem import Fooled, Problem
 from foible.core.progress import listening
@@ -236,6 +237,20 @@ def test_chunks_come_from_model_and_shape_alone(net: nn.Module, images: Tensor) 
     assert len(sizes) == 1
     big = wrap(nn.Conv2d(1, 64, 3, padding=1))
     assert 1 <= big.chunk(rand(1, 1, 64, 64, seed=0)) < wrap(net).chunk(images) <= 8192
+
+
+@pytest.mark.parametrize("samples", [1, 4, 30])
+def test_samples_and_rows_are_cut_so_that_they_fit_one_forward(case, samples: int) -> None:
+    model, x, y = case
+    rows = Rows(torch.arange(len(x)), torch.arange(len(x)), x, y)
+    field = Field(Oracle(model, len(x)), lambda view: view.scores[:, 0], 13)
+    blocks = field.blocks(5, samples)
+    assert [k for block in blocks for k in block] == list(range(samples))
+    assert all(5 * len(block) <= 13 for block in blocks)
+    assert all(5 * (len(block) + 1) > 13 for block in blocks[:-1]), "a forward is left half empty"
+    groups = field.groups(rows, samples)
+    assert torch.cat(groups).tolist() == list(range(len(x)))
+    assert all(len(group) == max(1, 13 // samples) for group in groups[:-1])
 
 
 def test_memory_is_bounded_by_the_chunk() -> None:

@@ -311,6 +311,12 @@ def test_noise_is_as_large_as_what_was_crafted() -> None:
         size = torch.linspace(0, eps, 50, dtype=torch.float64)
         shaken = _shaken(bound, type(rows)(rows.index, rows.id, rows.x, rows.y, None, size), 0)
         torch.testing.assert_close(bound.distance(rows, shaken), size, rtol=1e-3, atol=1e-6)
+    few = torch.arange(50, dtype=torch.float64) % 5
+    rows = type(rows)(rows.index, rows.id, rows.x, rows.y, None, few)
+    shaken = _shaken(L0(0.1).inside((0.0, 1.0)), rows, 0)
+    moved = shaken != case.x
+    assert torch.equal(moved.sum(1).double(), few)
+    assert bool(((shaken == 0) | (shaken == 1))[moved].all()), "a feature goes all the way"
 
 
 def test_a_matrix_of_anything_else_is_refused() -> None:

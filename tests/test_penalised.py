@@ -355,6 +355,8 @@ def test_a_dead_gradient_is_a_failure_and_no_crash(name: str) -> None:
         (lambda: attacks.cw(L2(), steps=0), InputError, "steps=0"),
         (lambda: attacks.cw(L0(), searches=0), InputError, "searches=0"),
         (lambda: attacks.lbfgs(searches=0), InputError, "searches=0"),
+        (lambda: attacks.ead(L1(), steps=0), InputError, "steps=0"),
+        (lambda: attacks.ead(L1(), searches=0), InputError, "searches=0"),
         (lambda: attacks.cw(L2(), confidence=-1), InputError, "confidence=-1"),
         (lambda: attacks.ead(L1(), rule="l2"), InputError, "'l1' or 'en'"),
         (lambda: attacks.ead(L1(), beta=0.0), InputError, "beta=0.0"),

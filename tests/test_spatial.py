@@ -240,7 +240,8 @@ def test_abstaining_on_the_unsure_helps_only_the_honest() -> None:
     y = (x[:, 0] > 0.5).long()
     found = two_class(net, x, y, [fgsm(Linf(0.1)), fgsm(Linf(0.4)), random_noise(Linf(0.1))])
     assert isinstance(found, TwoClass) and found.clean == 1.0
-    assert list(found.under) == ["fgsm", "fgsm#2", "random_noise"] and found.n == 50
+    assert list(found.under) == ["fgsm", "fgsm#2", "random_noise"]
+    assert (found.n, found.coverage) == (50, 0.8)
     moved = found.results["fgsm"].x
     assert found.under["fgsm"] == at_coverage(net(moved), y)
     assert found.worst == found.under["fgsm#2"] < found.under["fgsm"] <= 1
