@@ -239,6 +239,15 @@ def test_chunks_come_from_model_and_shape_alone(net: nn.Module, images: Tensor) 
     assert 1 <= big.chunk(rand(1, 1, 64, 64, seed=0)) < wrap(net).chunk(images) <= 8192
 
 
+def test_no_forward_holds_more_than_the_chunk(case) -> None:
+    model, x, y = case
+    guided = bim(Linf(0.05), 2, direction=explain.smoothgrad(3))
+    for attack, chunk in ((bim(Linf(0.05), 2), 1), (guided, 3), (attacks.eot(guided, 4), 8)):
+        counter = Counter(model, at_most=chunk)
+        attack(counter, x[:6], y[:6])
+        assert max(counter.sizes) <= chunk
+
+
 @pytest.mark.parametrize("samples", [1, 4, 30])
 def test_samples_and_rows_are_cut_so_that_they_fit_one_forward(case, samples: int) -> None:
     model, x, y = case
