@@ -75,6 +75,14 @@ def test_a_step_without_a_box_and_with_tiny_or_no_slope(norm: str) -> None:
         torch.testing.assert_close(d[:2], torch.tensor([expected[norm]] * 2))
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_feature_has_one_way(norm: str) -> None:
+    normal, gap = torch.tensor([[2.0], [-4.0], [1.0]]), torch.tensor([1.0, 1.0, 3.0])
+    wide = torch.ones(3, 1)
+    expected = torch.tensor([[0.5], [-0.25], [1.0]])  # the last one ends at the box
+    torch.testing.assert_close(nearest(norm, normal, gap, -wide, wide), expected)
+
+
 def test_the_sparse_step_finds_enough_entries_beyond_its_first_look() -> None:
     """All entries are needed, many more than the largest few that are looked at first."""
     low, high = torch.full((1, 400), -1.0), torch.full((1, 400), 1.0)
