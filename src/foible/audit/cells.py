@@ -42,6 +42,20 @@ TITLES = {
 }
 
 
+_NAMES = {
+    "smoothgrad": "SmoothGrad", "vargrad": "VarGrad", "deep_lift": "DeepLIFT", "lime": "LIME",
+    "guided_backprop": "Guided backpropagation",
+    "grad_cam": "Grad-CAM", "cam": "CAM", "kernel_shap": "KernelSHAP", "lemna": "LEMNA",
+    "gradient_x_input": "Gradient × input", "random_map": "Random map, the control",
+    "meaningful_perturbation": "Meaningful perturbation",
+}  # fmt: skip
+
+
+def titled(name: str) -> str:
+    """Return the field's own spelling of a method's name."""
+    return _NAMES.get(name, name.replace("_", " ").capitalize())
+
+
 @dataclass
 class Measured:
     """What a cell measured; None is "not measured", never zero."""
@@ -221,9 +235,8 @@ class StabilityWork:
         chosen = right.squeeze(1)[: self.samples]
         x, y, x_adv = context.x[chosen], context.y[chosen], found[1]["x"][chosen]
         n, k = len(chosen), min(100, max(1, context.x[0].numel() // 5))
-        title = self.explainer.replace("_", " ").replace(" x ", " × ").capitalize()
         detail: dict[str, Any] = {
-            "explainer": self.explainer, "title": title.replace("Smoothgrad", "SmoothGrad"),
+            "explainer": self.explainer, "title": titled(self.explainer),
             "k": k, "eps": found[0]["detail"]["eps"],
         }  # fmt: skip
         if n == 0:
@@ -274,6 +287,22 @@ def examples(context: Context, most: int) -> tuple[list[int], Tensor, dict[str, 
     return (chosen, found[1]["x"][chosen], found[0]["detail"]) if chosen else None
 
 
+def as_seen(context: Context, chosen: list[int], x_adv: Tensor) -> list[dict[str, Any]]:
+    """Return what the model says of some samples, as they are and after an attack."""
+    with context.model.session(context.seed), torch.no_grad():
+        p_clean = context.model.scores(context.x[chosen]).softmax(1)
+        p_adv = context.model.scores(x_adv).softmax(1)
+    return [
+        {
+            "id": i, "true": int(context.y[i]),
+            "label_clean": int(p_clean[r].argmax()),
+            "confidence_clean": float(p_clean[r].max()),
+            "label_adv": int(p_adv[r].argmax()), "confidence_adv": float(p_adv[r].max()),
+        }
+        for r, i in enumerate(chosen)
+    ]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class StripsWork:
     """Pick examples and their maps for the report."""
@@ -290,18 +319,7 @@ class StripsWork:
         chosen, x_adv, attack = picked
         x, y = context.x[chosen], context.y[chosen]
         explainer = explain.smoothgrad()
-        with context.model.session(context.seed), torch.no_grad():
-            p_clean = context.model.scores(x).softmax(1)
-            p_adv = context.model.scores(x_adv).softmax(1)
-        rows = [
-            {
-                "id": i, "true": int(y[r]),
-                "label_clean": int(p_clean[r].argmax()),
-                "confidence_clean": float(p_clean[r].max()),
-                "label_adv": int(p_adv[r].argmax()), "confidence_adv": float(p_adv[r].max()),
-            }
-            for r, i in enumerate(chosen)
-        ]  # fmt: skip
+        rows = as_seen(context, chosen, x_adv)
         maps = [explainer(context.model, at, y, seed=context.seed) for at in (x, x_adv)]
         detail = {"attack": attack["title"], "eps": attack["eps"], "rows": rows,
                   "explainer": "SmoothGrad"}  # fmt: skip

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from foible import attacks, explain
-from foible.audit.cells import Cell, Context, Measured, examples, noise_points
+from foible.audit.cells import (
+    Cell,
+    Context,
+    Measured,
+    as_seen,
+    examples,
+    noise_points,
+    titled,
+)
 from foible.core.errors import FoibleError
 from foible.explain.evaluate import agreement
 from foible.models import TorchModel
@@ -22,18 +30,6 @@ GALLERY = (
     "grad_cam", "occlusion", "lime", "kernel_shap", "lemna", "meaningful_perturbation",
     "random_map",
 )  # fmt: skip
-_NAMES = {
-    "smoothgrad": "SmoothGrad", "vargrad": "VarGrad", "deep_lift": "DeepLIFT", "lime": "LIME",
-    "guided_backprop": "Guided backpropagation",
-    "grad_cam": "Grad-CAM", "cam": "CAM", "kernel_shap": "KernelSHAP", "lemna": "LEMNA",
-    "gradient_x_input": "Gradient × input", "random_map": "Random map, the control",
-    "meaningful_perturbation": "Meaningful perturbation",
-}  # fmt: skip
-
-
-def titled(name: str) -> str:
-    """Return the field's own spelling of a method's name."""
-    return _NAMES.get(name, name.replace("_", " ").capitalize())
 
 
 @contextmanager
@@ -90,15 +86,7 @@ class GalleryWork:
             shown.append({"name": name, "title": titled(name)})
             clean.append(maps[0])
             adversarial.append(maps[1])
-        with context.model.session(context.seed), torch.no_grad():
-            seen = [context.model.scores(at).softmax(1).max(1) for at in (x, x_adv)]
-        rows = [
-            {
-                "id": i, "true": int(y[r]),
-                "label_clean": int(seen[0].indices[r]), "label_adv": int(seen[1].indices[r]),
-            }
-            for r, i in enumerate(chosen)
-        ]  # fmt: skip
+        rows = as_seen(context, chosen, x_adv)
         detail = {"methods": shown, "skipped": skipped, "rows": rows, "attack": attack["title"]}
         tensors = {
             "clean": x, "adversarial": x_adv, "clean_maps": torch.stack(clean, 1),
@@ -173,7 +161,7 @@ class SanityWork:
 
 @dataclass(frozen=True)
 class DriftWork:
-    """How much of a map stays as eps grows: under an attack on it, on the label, and noise."""
+    """How much of a map stays as eps grows: under an attack on the label, and noise."""
 
     method: str = "saliency"
     samples: int = 32
@@ -191,8 +179,6 @@ class DriftWork:
             "random noise": lambda eps: noise_points(context, x, eps),
             "attack on the label": lambda eps: self._label(context, x, y, eps),
         }
-        if hasattr(attacks, "fragile"):
-            moved["attack on the map"] = lambda eps: self._map(context, explainer, x, y, eps, k)
         lines: dict[str, list[Any]] = {}
         with counting(context) as model:
             clean = explainer(model, x, y, seed=context.seed)
@@ -211,15 +197,6 @@ class DriftWork:
     def _label(self, context: Context, x: Tensor, y: Tensor, eps: float) -> Tensor:
         made = attacks.pgd(context.ball("linf", eps), self.steps)
         return made(context.model, x, y, seed=context.seed).x
-
-    def _map(
-        self, context: Context, explainer: Any, x: Tensor, y: Tensor, eps: float, k: int
-    ) -> Tensor:
-        made = attacks.fragile(  # type: ignore[attr-defined]
-            context.ball("linf", eps), explainer, steps=self.steps, k=k
-        )
-        moved: Tensor = made(context.model, x, y, seed=context.seed).x
-        return moved
 
 
 @dataclass(frozen=True)
@@ -266,15 +243,11 @@ def explanation_cells(methods: tuple[str, ...], after: tuple[str, ...]) -> list[
     """Return the cells of the page; methods: whose maps are scored."""
     if not methods:
         return []
-    known = tuple(name for name in GALLERY if name in explain.__all__)
     drift = DriftWork()
-    out = [
-        Cell("explanation", "explain-gallery", {"methods": known}, GalleryWork(known), after, 8.0)
-    ]
+    out = [Cell("explanation", "explain-gallery", {"methods": GALLERY}, GalleryWork(), after, 8.0)]
     for name in dict.fromkeys((*methods, "random_map")):
         out.append(Cell("explanation", f"explain-score-{name}", {}, ScoreWork(name), (), 1.5))
     out.append(Cell("explanation", "explain-counter", {}, CounterWork(), (), 2.0))
-    part = {"fragile": hasattr(attacks, "fragile")}
     out.append(Cell("explanation", "explain-sanity", {}, SanityWork(), (), 1.0))
-    out.append(Cell("explanation", f"explain-drift-{drift.method}", part, drift, (), 3.0))
+    out.append(Cell("explanation", f"explain-drift-{drift.method}", {}, drift, (), 3.0))
     return out

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from foible.audit.pictures import kept
 from foible.audit.reading import Cell, Run, real, reals, whole
 from foible.audit.sections import class_name, input_bounds, models
 from foible.audit.wording import MISSING, fraction
@@ -27,14 +28,13 @@ def galleries(run: Run) -> list[Part]:
         cell = run.cell(model["name"], "explain-gallery")
         part: Part = {**model, "rows": [], "columns": [], "skipped": [], "attack": MISSING}
         if cell is not None:
-            names = ("clean", "adversarial", "clean_maps", "adversarial_maps")
-            arrays = [run.tensor(cell, name) for name in names]
+            arrays = kept(run, cell, "clean", "adversarial", "clean_maps", "adversarial_maps")
             part["attack"] = str(cell.detail.get("attack") or MISSING)
             part["skipped"] = [
                 {key: str(item.get(key)) for key in ("name", "reason")}
                 for item in cell.detail.get("skipped") or []
             ]
-            if all(a is not None for a in arrays):
+            if arrays:
                 part |= _gallery(run, cell, arrays)
         out.append(part)
     return out
@@ -124,10 +124,10 @@ def sanity(run: Run) -> list[Part]:
     for model in models(run):
         cell = run.cell(model["name"], "explain-sanity")
         part: Part = {**model, "tiles": []}
-        maps, x = run.tensor(cell, "maps"), run.tensor(cell, "x")
-        if cell is not None and maps is not None and x is not None:
+        arrays = kept(run, cell, "maps", "x")
+        if cell is not None and arrays:
             part |= {"title": str(cell.detail.get("title")), "n": cell.n}
-            part["tiles"] = _sanity_tiles(run, cell, maps, x[0])
+            part["tiles"] = _sanity_tiles(run, cell, arrays[0], arrays[1][0])
             last = reals((cell.detail.get("rank") or [None])[-1])
             part["left"] = last[0] if last else None
         out.append(part)
@@ -191,9 +191,9 @@ def counterfactuals(run: Run) -> list[Part]:
     for model in models(run):
         cell = run.cell(model["name"], "explain-counter")
         part: Part = {**model, "rows": []}
-        x, other, enough = (run.tensor(cell, name) for name in ("x", "other", "part"))
-        if cell is not None and x is not None and other is not None and enough is not None:
-            part["rows"] = _counter_rows(run, cell, x, other, enough)
+        arrays = kept(run, cell, "x", "other", "part")
+        if cell is not None and arrays:
+            part["rows"] = _counter_rows(run, cell, *arrays)
         out.append(part)
     return out
 

@@ -216,7 +216,7 @@ def bends(run: Run) -> list[Part]:
     for model in models(run):
         cell = run.measured(model["name"], "thesis-bent")
         part: Part = {**model, "tiles": []}
-        found = _kept(run, cell, "clean", "adversarial", "clean_map", "target_map", "bent_map")
+        found = kept(run, cell, "clean", "adversarial", "clean_map", "target_map", "bent_map")
         if cell is not None:
             keys = (
                 "confidence_before",
@@ -235,7 +235,7 @@ def bends(run: Run) -> list[Part]:
     return out
 
 
-def _kept(run: Run, cell: Cell | None, *names: str) -> list[Any]:
+def kept(run: Run, cell: Cell | None, *names: str) -> list[Any]:
     """All these tensors of a cell, or none."""
     found = [tensor for tensor in (run.tensor(cell, name) for name in names) if tensor is not None]
     return found if len(found) == len(names) else []
@@ -309,7 +309,7 @@ def examples(run: Run) -> list[Part]:
     out = []
     for model in models(run):
         for cell in run.of_kind("strips", model["name"]):
-            arrays = _kept(run, cell, "clean", "adversarial", "clean_map", "adversarial_map")
+            arrays = kept(run, cell, "clean", "adversarial", "clean_map", "adversarial_map")
             part: Part = {**model, "rows": [], "columns": STRIP_COLUMNS}
             if arrays:
                 part |= _strip_rows(run, cell, arrays)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from foible.core.access import Access
 from foible.core.errors import InputError, KindError
 from foible.core.explainer import Explainer, Field
 from foible.core.oracle import Oracle
@@ -53,35 +54,45 @@ class Explanation(Explainer):
         def work(field: Field, rows: Rows, draw: Draw) -> Tensor:
             return self.attribute(field, rows, draw, create_graph=create_graph)
 
-        maps = self.each(model, x, target, work, seed=seed, create_graph=create_graph)
+        maps = each(self, model, x, target, work, seed=seed, create_graph=create_graph)
         return torch.cat(maps) if maps else torch.zeros_like(x)
 
-    def each(
-        self,
-        model: Any,
-        x: Tensor,
-        target: Tensor | int | None,
-        work: Callable[[Field, Rows, Draw], T],
-        *,
-        seed: int = 0,
-        create_graph: bool = False,
-    ) -> list[T]:
-        """Return what `work` makes of each chunk of rows, in order, inside the model's session."""
-        held = as_model(model)
-        check_inputs(x)
-        labels = as_labels(x, target)
-        oracle = Oracle(held, len(x), self.access)
-        x, found = x if create_graph else x.detach(), []
-        if len(x) == 0:
-            return []
-        with oracle.session(seed, freeze=not create_graph):
-            width = oracle.chunk(x)
-            for part in torch.arange(len(x), device=x.device).split(width):
-                rows = Rows(part, part, x[part], torch.zeros_like(part))
-                rows = targeted(oracle, rows, None if labels is None else labels[part])
-                field = Field(oracle, self.explained(), width)
-                found.append(work(field, rows, Rng(seed).split(5).at(rows.id)))
-        return found
+
+class Asking(Protocol):
+    """What goes over a model's rows: it says what it asks of the model, and of which number."""
+
+    access: ClassVar[Access]
+
+    def explained(self) -> Objective:
+        """Return the number that is asked for."""
+
+
+def each(
+    asking: Asking,
+    model: Any,
+    x: Tensor,
+    target: Tensor | int | None,
+    work: Callable[[Field, Rows, Draw], T],
+    *,
+    seed: int = 0,
+    create_graph: bool = False,
+) -> list[T]:
+    """Return what `work` makes of each chunk of rows, in order, inside the model's session."""
+    held = as_model(model)
+    check_inputs(x)
+    labels = as_labels(x, target)
+    oracle = Oracle(held, len(x), asking.access)
+    x, found = x if create_graph else x.detach(), []
+    if len(x) == 0:
+        return []
+    with oracle.session(seed, freeze=not create_graph):
+        width = oracle.chunk(x)
+        for part in torch.arange(len(x), device=x.device).split(width):
+            rows = Rows(part, part, x[part], torch.zeros_like(part))
+            rows = targeted(oracle, rows, None if labels is None else labels[part])
+            field = Field(oracle, asking.explained(), width)
+            found.append(work(field, rows, Rng(seed).split(5).at(rows.id)))
+    return found
 
 
 def targeted(oracle: Oracle, rows: Rows, labels: Tensor | None) -> Rows:
@@ -91,12 +102,17 @@ def targeted(oracle: Oracle, rows: Rows, labels: Tensor | None) -> Rows:
     if oracle.classes == 0:
         first = torch.zeros(1, dtype=torch.int64)
         oracle.labels(rows.x[:1].detach(), rows.take(first))
-    if int(labels.max()) >= oracle.classes:
+    check_classes(labels, oracle.classes)
+    return replace(rows, y=labels)
+
+
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Refuse targets that the model does not have."""
+    if int(labels.max()) >= classes:
         raise InputError(
             f"target holds class {int(labels.max())} and the model has classes "
-            f"0..{oracle.classes - 1}: check the label encoding"
+            f"0..{classes - 1}: check the label encoding"
         )
-    return replace(rows, y=labels)
 
 
 def as_labels(x: Tensor, target: Any) -> Tensor | None:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ class Curvature:
         total = torch.zeros(self.size, dtype=self.x.dtype, device=self.x.device)
         for xs, ys in self.blocks(x, y):
             values, oracle, rows = self.losses(xs, ys)
-            total += _flat(oracle.grad(values, self.parameters, rows))
+            total += flat(oracle.grad(values, self.parameters, rows))
         return total / len(x)
 
     def product(self, vector: Tensor, which: Tensor | None = None) -> Tensor:
@@ -80,9 +81,9 @@ class Curvature:
         for xs, ys in self.blocks(x, y):
             values, oracle, rows = self.losses(xs, ys)
             with torch.enable_grad():
-                slope = _flat(oracle.grad(values, self.parameters, rows, create_graph=True))
+                slope = flat(oracle.grad(values, self.parameters, rows, create_graph=True))
                 along = (slope * vector).sum()
-            total += _flat(oracle.grad(along, self.parameters, rows))
+            total += flat(oracle.grad(along, self.parameters, rows))
         return total / len(x) + (self.l2 + self.damping) * vector
 
     def along(self, x: Tensor, y: Tensor, vector: Tensor) -> Tensor:
@@ -97,7 +98,7 @@ class Curvature:
             with torch.enable_grad():
                 weights = torch.ones_like(values, requires_grad=True)
                 weighted = weights * values
-                slope = _flat(oracle.grad(weighted, self.parameters, rows, create_graph=True))
+                slope = flat(oracle.grad(weighted, self.parameters, rows, create_graph=True))
                 dot = (slope * vector).sum()
             out.append(oracle.grad(dot, (weights,), rows)[0].detach())
         return torch.cat(out)
@@ -113,10 +114,10 @@ class Curvature:
         for xs, ys in self.blocks(self.x, self.y):
             values, oracle, rows = self.losses(xs, ys)
             with torch.enable_grad():
-                slope = _flat(oracle.grad(values, self.parameters, rows, create_graph=True))
+                slope = flat(oracle.grad(values, self.parameters, rows, create_graph=True))
             for k in range(self.size):
                 one = oracle.grad(slope[k], self.parameters, rows, retain_graph=True)
-                total[k] += _flat(one)
+                total[k] += flat(one)
         eye = torch.eye(self.size, dtype=total.dtype, device=total.device)
         return total / len(self.x) + (self.l2 + self.damping) * eye
 
@@ -126,12 +127,16 @@ class Curvature:
         yield from zip(x.split(width), y.split(width), strict=True)
 
 
+# From right-hand sides (P,) to (H + damping)^-1 of them.
+Divide = Callable[[Tensor], Tensor]
+
+
 class Solver(ABC):
     """Divides by the curvature; a frozen value."""
 
     @abstractmethod
-    def solve(self, curvature: Curvature, right: Tensor) -> Tensor:
-        """Return (H + damping)^-1 right, both (P,)."""
+    def of(self, curvature: Curvature) -> Divide:
+        """Return the division, after what all of its uses share; call both inside its session."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,11 @@ class ConjugateGradient(Solver):
     steps: int = 200
     tolerance: float = 1e-8
 
-    def solve(self, curvature: Curvature, right: Tensor) -> Tensor:
+    def of(self, curvature: Curvature) -> Divide:
         """Stop at a residual of `tolerance` times |right|, or after `steps`."""
+        return partial(self._solve, curvature)
+
+    def _solve(self, curvature: Curvature, right: Tensor) -> Tensor:
         found, residual = torch.zeros_like(right), right.clone()
         way, power = residual.clone(), residual @ residual
         goal = self.tolerance**2 * float(power)
@@ -178,8 +186,11 @@ class Lissa(Solver):
     repeats: int = 1
     seed: int = 0
 
-    def solve(self, curvature: Curvature, right: Tensor) -> Tensor:
+    def of(self, curvature: Curvature) -> Divide:
         """One pass over a batch a step."""
+        return partial(self._solve, curvature)
+
+    def _solve(self, curvature: Curvature, right: Tensor) -> Tensor:
         total = torch.zeros_like(right)
         count = len(curvature.x)
         size = min(self.batch, count)
@@ -205,21 +216,20 @@ class Lissa(Solver):
 class Explicit(Solver):
     """The Hessian itself, factorised: exact, for a linear model or a net's last layer."""
 
-    def factor(self, curvature: Curvature) -> Tensor:
-        """Return the Cholesky factor (P, P)."""
-        factor: Tensor
+    def of(self, curvature: Curvature) -> Divide:
+        """Factorise once (Cholesky), for every right-hand side."""
         factor, failed = torch.linalg.cholesky_ex(curvature.dense())
         if int(failed):
             raise ModelError(
                 "the Hessian is not positive definite: raise damping= (or l2=, if the model was "
                 "trained with a penalty)"
             )
-        return factor
 
-    def solve(self, curvature: Curvature, right: Tensor) -> Tensor:
-        """Solve with a factor made for this call; `Influence` keeps it."""
-        found: Tensor = torch.cholesky_solve(right[:, None], self.factor(curvature))[:, 0]
-        return found
+        def divide(right: Tensor) -> Tensor:
+            found: Tensor = torch.cholesky_solve(right[:, None], factor)[:, 0]
+            return found
+
+        return divide
 
 
 def _chosen(net: nn.Module, layers: Sequence[str] | None) -> tuple[Tensor, ...]:
@@ -235,5 +245,6 @@ def _chosen(net: nn.Module, layers: Sequence[str] | None) -> tuple[Tensor, ...]:
     return tuple(found.values())
 
 
-def _flat(parts: Sequence[Tensor]) -> Tensor:
+def flat(parts: Sequence[Tensor]) -> Tensor:
+    """Return gradients by several parameters as one vector (P,)."""
     return torch.cat([part.reshape(-1) for part in parts])

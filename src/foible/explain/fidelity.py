@@ -9,9 +9,9 @@ from torch import Tensor
 
 from foible.core.errors import InputError
 from foible.core.explainer import Field
-from foible.core.problem import Objective
 from foible.core.randomness import Draw
 from foible.core.rows import Rows
+from foible.explain.removal import point_values
 from foible.explain.scoring import OF, Measure
 
 
@@ -44,12 +44,6 @@ class Infidelity(Measure):
     better = "lower"
 
     @property
-    def objective(self) -> Objective:
-        """The logit or the probability of the target."""
-        chosen: Objective = OF[self.of]()
-        return chosen
-
-    @property
     def definition(self) -> str:
         """One sentence."""
         moved = {
@@ -67,15 +61,14 @@ class Infidelity(Measure):
         for group in field.groups(rows, self.samples):
             some = rows.take(group)
             moved = self.perturbations(some, draw.take(group))
-            many = rows.take(group.repeat_interleave(self.samples))
-            at = (some.x[:, None] - moved).flatten(0, 1)
-            inputs, rest = at.split(max(1, field.width)), 0
-            after = []
-            for piece in inputs:
-                which = torch.arange(rest, rest + len(piece), device=at.device)
-                after.append(field.values(piece, many.take(which)))
-                rest += len(piece)
-            change = field.values(some.x, some)[:, None] - torch.cat(after).view(len(some), -1)
+
+            def points(
+                row: Tensor, which: Tensor, some: Rows = some, moved: Tensor = moved
+            ) -> Tensor:
+                return some.x[row] - moved[row, which]
+
+            after = point_values(field, some, self.samples, points)
+            change = field.values(some.x, some)[:, None] - after
             told = (moved * maps[group][:, None]).flatten(2).sum(2)
             found.append(self._error(told.double(), change.double()))
         return torch.cat(found), None

@@ -16,11 +16,13 @@ from foible.explain.base import check_inputs
 from foible.explain.curvature import (
     ConjugateGradient,
     Curvature,
+    Divide,
     Explicit,
     Lissa,
     Loss,
     Solver,
     cross_entropy,
+    flat,
 )
 from foible.models import TorchModel, as_model
 
@@ -83,10 +85,7 @@ class Influences:
             with torch.enable_grad():
                 x.requires_grad_()
                 values, oracle, rows = c.losses(x, y)
-                slope = torch.cat(
-                    [g.reshape(-1) for g in oracle.grad(values, c.parameters, rows,
-                                                        create_graph=True)]
-                )  # fmt: skip
+                slope = flat(oracle.grad(values, c.parameters, rows, create_graph=True))
                 dot = (slope * toward).sum()
             (by_input,) = oracle.grad(dot, (x,), rows)
             return -by_input[0].detach() / self.count
@@ -110,14 +109,8 @@ class Influences:
         return self.itself().argsort(descending=True, stable=True)
 
     @cached_property
-    def _factor(self) -> Tensor:
-        assert isinstance(self.solver, Explicit)
-        return self.solver.factor(self.curvature)
-
-    def _divided(self, right: Tensor) -> Tensor:
-        if isinstance(self.solver, Explicit):  # one factor serves every question
-            return torch.cholesky_solve(right[:, None], self._factor)[:, 0]
-        return self.solver.solve(self.curvature, right)
+    def _divided(self) -> Divide:
+        return self.solver.of(self.curvature)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from foible.explain.removal import (
     filling,
     plain,
     point_values,
+    some_of,
 )
 from foible.parts.objectives import LogProbability
 
@@ -69,7 +70,6 @@ class Occlusion(Explanation):
             raise InputError(f"window={self.window} is larger than the input {rows.shape}")
         sides = list(zip(image, window, stride, strict=True))
         down, right = (1 + -(-(n - w) // s) for n, w, s in sides)
-        own = fill.dim() == x.dim()
 
         def points(row: Tensor, which: Tensor) -> Tensor:
             # Number 0 is the whole input: its window lies above the first line.
@@ -80,7 +80,7 @@ class Occlusion(Explanation):
             hidden = hidden & _inside(left, window[1], image[1], x)[:, None]
             hidden = hidden.flatten(1) if flat else hidden
             shape = [len(row), *[1] * (len(rows.shape) - len(image)), *hidden.shape[1:]]
-            return torch.where(hidden.view(shape), (fill[row] if own else fill).to(x), x[row])
+            return torch.where(hidden.view(shape), some_of(fill, row, x).to(x), x[row])
 
         values = point_values(field, rows, 1 + down * right, points)
         lost = (values[:, :1] - values[:, 1:]).view(-1, 1, down, right)
@@ -134,13 +134,13 @@ class LeaveOneOut(Explanation):
         """One forward for the input, one a segment (of the row that has most)."""
         part = as_segments(self.segments).of(rows)
         fill, x = filling(self.baseline, rows, part), rows.x.detach()
-        own, alike = fill.dim() == x.dim(), len(part.label) == 1
+        alike = len(part.label) == 1
 
         def points(row: Tensor, which: Tensor) -> Tensor:
             label = part.label if alike else part.label[row]
             # No feature has the label that the number 0, the whole input, asks for.
             gone = label == (which - 1).view(-1, *[1] * len(rows.shape))
-            return torch.where(gone, (fill[row] if own else fill).to(x), x[row])
+            return torch.where(gone, some_of(fill, row, x).to(x), x[row])
 
         values = point_values(field, rows, 1 + part.count, points)
         worth = self._worth(values[:, :1], values[:, 1:])

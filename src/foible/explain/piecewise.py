@@ -22,6 +22,7 @@ from foible.explain.removal import (
     check_baseline,
     filling,
     plain,
+    some_of,
 )
 from foible.explain.surrogate import Local, LocalFit, r_squared, together
 
@@ -69,7 +70,7 @@ class Lemna(Local):
             some, cut, own = rows.take(group), part.take(group), draw.take(group)
             unit = torch.ones(1, 1).to(rows.x)
             if self.noise is None:
-                shows = fill[group] if fill.dim() == rows.x.dim() else fill
+                shows = some_of(fill, group, rows.x)
                 x, y = hidden_samples(field, some, own, self.samples, cut, shows)
             else:
                 unit = deviation(field, some, self.noise)

@@ -256,6 +256,11 @@ def _blurred(x: Tensor) -> Tensor:
     return F.conv2d(F.conv2d(padded, bell.view(1, 1, 1, -1)), bell.view(1, 1, -1, 1)).view_as(x)
 
 
+def some_of(fill: Tensor, which: Tensor, x: Tensor) -> Tensor:
+    """Return the filling of some rows of x, by position; one that all rows share stays as it is."""
+    return fill[which] if fill.dim() == x.dim() else fill
+
+
 def point_values(
     field: Field, rows: Rows, count: int, points: Callable[[Tensor, Tensor], Tensor]
 ) -> Tensor:
@@ -281,11 +286,10 @@ def masked_values(field: Field, rows: Rows, keep: Tensor, part: Partition, fill:
     """
     x, count, alike = rows.x.detach(), keep.shape[1], len(keep) == 1
     flat, fill = keep.reshape(-1, keep.shape[2]), fill.to(x)
-    own = fill.dim() == x.dim()  # a fill of each row's own
 
     def points(row: Tensor, which: Tensor) -> Tensor:
         # Gathering numbers is ten times as fast as gathering bools; lerp is exact at 0 and 1.
         kept = flat[which if alike else row * count + which].to(x.dtype)
-        return torch.lerp(fill[row] if own else fill, x[row], part.shown(kept, row))
+        return torch.lerp(some_of(fill, row, x), x[row], part.shown(kept, row))
 
     return point_values(field, rows, count, points)

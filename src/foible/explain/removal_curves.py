@@ -9,10 +9,16 @@ from torch import Tensor
 
 from foible.core.errors import InputError
 from foible.core.explainer import Field
-from foible.core.problem import Objective
 from foible.core.randomness import Draw
 from foible.core.rows import Rows
-from foible.explain.removal import Baseline, check_baseline, filling, plain, point_values
+from foible.explain.removal import (
+    Baseline,
+    check_baseline,
+    filling,
+    plain,
+    point_values,
+    some_of,
+)
 from foible.explain.scoring import OF, Measure
 from foible.parts.projections import places
 
@@ -62,12 +68,6 @@ class Removal(Measure):
         return self.at
 
     @property
-    def objective(self) -> Objective:
-        """The probability or the logit of the target."""
-        chosen: Objective = OF[self.of]()
-        return chosen
-
-    @property
     def definition(self) -> str:
         """One sentence."""
         fill = self.baseline
@@ -101,12 +101,12 @@ class Removal(Measure):
         # The last place of a fall is the whole input.
         kept = [round(share * count) for share in self.at]
         cut = torch.tensor([*kept, count if keeps else 0] if falls else kept, device=maps.device)
-        fill = filling(self.baseline, rows).expand_as(rows.x)
+        fill = filling(self.baseline, rows)
 
         def points(row: Tensor, which: Tensor) -> Tensor:
             top = rank[row] < cut[which].view(-1, *[1] * (rank.dim() - 1))
-            inside, outside = (rows.x, fill) if keeps else (fill, rows.x)
-            return torch.where(top, inside[row], outside[row])
+            own, other = rows.x[row], some_of(fill, row, rows.x)
+            return torch.where(top, own, other) if keeps else torch.where(top, other, own)
 
         values = point_values(field, rows, len(cut), points).double()
         if falls:

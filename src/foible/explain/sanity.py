@@ -118,32 +118,21 @@ def retraining(
     """
     model = fit(*train, seed)
     mean = train[0].mean(0, keepdim=True)
-    sets = {}
-    for name, (x, y) in (("train", train), ("test", test)):
-        maps = explainer(model, x, y, seed=seed).detach()
-        draw = Rng(seed).split(19).at(torch.arange(len(x)))
-        sets[name] = (x, y, _places(maps), _places(shuffled(maps, draw)))
-    found: dict[int, list[float]] = {2: [], 3: []}
-    for share in shares:
-        for order, accuracy in found.items():
-            x, y = _without(sets["train"], order, share, mean)
-            again = fit(x, y, seed)
-            accuracy.append(_accuracy(again, *_without(sets["test"], order, share, mean)))
-            tick(1)
+    maps = [explainer(model, x, y, seed=seed).detach() for x, y in (train, test)]
+    mixed = [shuffled(m, Rng(seed).split(19).at(torch.arange(len(m)))) for m in maps]
+
+    def left(orders: Sequence[Tensor], share: float) -> float:
+        sets = []
+        for (x, y), order in zip((train, test), orders, strict=True):
+            first = places(order.flatten(1)).view_as(order) < round(share * x[0].numel())
+            sets.append((torch.where(first, mean, x), y))
+        tick(1)
+        return _accuracy(fit(*sets[0], seed), *sets[1])
+
     return Retrained(
-        tuple(shares), torch.tensor(found[2]), torch.tensor(found[3]), _accuracy(model, *test)
-    )
-
-
-def _places(maps: Tensor) -> Tensor:
-    return places(maps.flatten(1)).view_as(maps)
-
-
-def _without(
-    data: tuple[Tensor, ...], order: int, share: float, mean: Tensor
-) -> tuple[Tensor, Tensor]:
-    x, y = data[0], data[1]
-    return torch.where(data[order] < round(share * x[0].numel()), mean, x), y
+        tuple(shares), torch.tensor([left(maps, share) for share in shares]),
+        torch.tensor([left(mixed, share) for share in shares]), _accuracy(model, *test),
+    )  # fmt: skip
 
 
 def _accuracy(model: Any, x: Tensor, y: Tensor) -> float:

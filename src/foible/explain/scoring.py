@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,12 +19,10 @@ from torch import Tensor
 from foible.core.access import Access
 from foible.core.errors import InputError
 from foible.core.explainer import Field
-from foible.core.oracle import Oracle
 from foible.core.problem import Objective
 from foible.core.randomness import Draw, Rng
 from foible.core.rows import Rows
-from foible.explain.base import as_labels, check_inputs, targeted
-from foible.models import as_model
+from foible.explain.base import check_inputs, each
 from foible.parts.objectives import Logit, Probability
 from foible.parts.statistics import mean_interval
 
@@ -66,9 +64,14 @@ class Score:
         return mean_interval(sign * (self.values - self.control))
 
 
-@dataclass(frozen=True)
 class Measure(ABC):
-    """A way to score maps; call it with (model, x, maps, target)."""
+    """A way to score maps; call it with (model, x, maps, target).
+
+    of: which number of the model it watches, a name of `OF`.
+    """
+
+    access: ClassVar[Access] = Access.SCORES
+    of: str
 
     @property
     @abstractmethod
@@ -96,10 +99,10 @@ class Measure(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Return the values (B,), and the curve (B, P) or None."""
 
-    @property
-    def objective(self) -> Objective:
-        """The number of the model that is watched."""
-        return Probability()
+    def explained(self) -> Objective:
+        """Return the number of the model that is watched."""
+        chosen: Objective = OF[self.of]()
+        return chosen
 
     def __call__(
         self, model: Any, x: Tensor, maps: Tensor, target: Tensor | int | None = None, *,
@@ -115,18 +118,17 @@ class Measure(ABC):
             raise InputError(f"maps have shape {tuple(maps.shape)} and x {tuple(x.shape)}")
         if not bool(torch.isfinite(maps).all()):
             raise InputError("maps hold NaN or infinity: they order no features")
-        oracle, labels = Oracle(as_model(model), len(x), Access.SCORES), as_labels(x, target)
-        maps, x = maps.detach().to(x), x.detach()
-        with oracle.session(seed), torch.no_grad():
-            width = oracle.chunk(x)
-            parts = []
-            for part in torch.arange(len(x), device=x.device).split(width):
-                rows = Rows(part, part, x[part], torch.zeros_like(part))
-                rows = targeted(oracle, rows, None if labels is None else labels[part])
-                field, draw = Field(oracle, self.objective, width), Rng(seed).split(13).at(part)
-                own = self.measure(field, rows, maps[part], draw)
-                control = self.measure(field, rows, shuffled(maps[part], draw.split(1)), draw)
-                parts.append((*own, *control))
+        maps = maps.detach().to(x)
+
+        def work(field: Field, rows: Rows, _: Draw) -> tuple[Tensor | None, ...]:
+            some, draw = maps[rows.index], Rng(seed).split(13).at(rows.id)
+            own = self.measure(field, rows, some, draw)
+            return *own, *self.measure(field, rows, shuffled(some, draw.split(1)), draw)
+
+        with torch.no_grad():
+            parts = each(self, model, x, target, work, seed=seed)
+        if not parts:
+            raise InputError("x holds no sample: there is nothing to score")
         values, curve, chance, chance_curve = (_joined(column) for column in zip(*parts))  # noqa: B905
         assert values is not None and chance is not None
         return Score(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import combinations
@@ -24,6 +25,7 @@ from foible.explain.removal import (
     filling,
     masked_values,
     plain,
+    some_of,
 )
 from foible.explain.surrogate import Local, LocalFit, few, r_squared, together
 
@@ -93,8 +95,40 @@ def _drawn(count: int, sizes: list[int], mass: list[float], number: int, draw: D
     return rank < size[..., None]
 
 
+class Shapley(Local):
+    """Values of segments that sum to F(x) - F(baseline), and a map that sums to the same."""
+
+    segments: Segments | int
+    baseline: Baseline
+    additive = True
+    verb = "delete"
+
+    @abstractmethod
+    def _some(
+        self, field: Field, rows: Rows, draw: Draw, part: Partition, fill: Tensor
+    ) -> LocalFit:
+        """Return the fit of rows that have as many segments as the partition."""
+
+    def local(self, field: Field, rows: Rows, draw: Draw) -> LocalFit:
+        """Return the fit of every row."""
+        part = as_segments(self.segments).of(rows)
+        fill = filling(self.baseline, rows, part)
+
+        def some(which: Tensor, cut: Partition) -> LocalFit:
+            base = some_of(fill, which, rows.x)
+            return self._some(field, rows.take(which), draw.take(which), cut, base)
+
+        return by_count(part, rows, some)
+
+    def attribute(
+        self, field: Field, rows: Rows, draw: Draw, *, create_graph: bool = False
+    ) -> Tensor:
+        """A segment's value is spread evenly over its features."""
+        return shared_out(self.local(field, rows, draw), rows)
+
+
 @dataclass(frozen=True)
-class KernelShap(Local):
+class KernelShap(Shapley):
     """Shapley values by a weighted regression (Lundberg and Lee 2017) on pairs of coalitions.
 
     samples: forwards at most, the whole and the empty coalition included; where 2 ** segments
@@ -110,31 +144,12 @@ class KernelShap(Local):
     samples: int = 1000
     segments: Segments | int = 4
     baseline: Baseline = 0.0
-    additive = True
-    verb = "delete"
 
     def __post_init__(self) -> None:
         if self.samples < 4:
             raise InputError(f"samples={self.samples}: at least 4, a pair of coalitions and ends")
         as_segments(self.segments)
         check_baseline(self.baseline)
-
-    def local(self, field: Field, rows: Rows, draw: Draw) -> LocalFit:
-        """Return the fit of every row."""
-        part = as_segments(self.segments).of(rows)
-        fill = filling(self.baseline, rows, part)
-
-        def some(which: Tensor, cut: Partition) -> LocalFit:
-            base = fill[which] if fill.dim() == rows.x.dim() else fill
-            return self._some(field, rows.take(which), draw.take(which), cut, base)
-
-        return by_count(part, rows, some)
-
-    def attribute(
-        self, field: Field, rows: Rows, draw: Draw, *, create_graph: bool = False
-    ) -> Tensor:
-        """At most `samples` forwards; a segment's value is spread evenly over its features."""
-        return shared_out(self.local(field, rows, draw), rows)
 
     def _some(
         self, field: Field, rows: Rows, draw: Draw, part: Partition, fill: Tensor
@@ -146,7 +161,7 @@ class KernelShap(Local):
             half, weight = coalitions(part.count, self.samples, draw.take(group))
             ends = torch.tensor([True, False], device=half.device)[None, :, None]
             keep = torch.cat([half, ~half, ends.expand(len(half), 2, part.count)], 1)
-            base = fill[group] if fill.dim() == rows.x.dim() else fill
+            base = some_of(fill, group, rows.x)
             values = masked_values(field, some, keep, own, base).double()
             fits.append(LocalFit(*constrained(half.double(), weight, values), own.label))
         return together(fits)
@@ -181,7 +196,7 @@ def constrained(half: Tensor, weight: Tensor, values: Tensor) -> tuple[Tensor, T
 
 
 @dataclass(frozen=True)
-class ExactShapley(Local):
+class ExactShapley(Shapley):
     """Shapley values from all 2 ** segments coalitions (Shapley 1953): for at most 16 segments.
 
     segments, baseline: as of `KernelShap`; the same weights, intercept and map, without a
@@ -190,29 +205,16 @@ class ExactShapley(Local):
 
     segments: Segments | int = 7
     baseline: Baseline = 0.0
-    additive = True
-    verb = "delete"
 
     def __post_init__(self) -> None:
         as_segments(self.segments)
         check_baseline(self.baseline)
 
-    def local(self, field: Field, rows: Rows, draw: Draw) -> LocalFit:
-        """Return the values of every row; R^2 is of the additive model under equal weights."""
-        part = as_segments(self.segments).of(rows)
-        fill = filling(self.baseline, rows, part)
-
-        def some(which: Tensor, cut: Partition) -> LocalFit:
-            base = fill[which] if fill.dim() == rows.x.dim() else fill
-            return _table(field, rows.take(which), cut, base)
-
-        return by_count(part, rows, some)
-
-    def attribute(
-        self, field: Field, rows: Rows, draw: Draw, *, create_graph: bool = False
-    ) -> Tensor:
-        """2 ** segments forwards; a segment's value is spread evenly over its features."""
-        return shared_out(self.local(field, rows, draw), rows)
+    def _some(
+        self, field: Field, rows: Rows, draw: Draw, part: Partition, fill: Tensor
+    ) -> LocalFit:
+        """Return the values; R^2 is of the additive model under equal weights."""
+        return _table(field, rows, part, fill)
 
 
 def _table(field: Field, rows: Rows, part: Partition, fill: Tensor) -> LocalFit:
@@ -233,7 +235,7 @@ def _table(field: Field, rows: Rows, part: Partition, fill: Tensor) -> LocalFit:
     fits = []
     for group in few(field, rows, len(keep), 1):
         some, own = rows.take(group), part.take(group)
-        base = fill[group] if fill.dim() == rows.x.dim() else fill
+        base = some_of(fill, group, rows.x)
         values = masked_values(field, some, keep[None], own, base).double()
         found, empty = values @ gain, values[:, 0]
         left = values - empty[:, None] - found @ shown.T

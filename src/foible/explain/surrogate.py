@@ -15,7 +15,7 @@ from foible.core.errors import InputError
 from foible.core.explainer import Field
 from foible.core.randomness import Draw
 from foible.core.rows import Rows
-from foible.explain.base import Explanation
+from foible.explain.base import Explanation, each
 from foible.explain.removal import (
     Baseline,
     Partition,
@@ -26,6 +26,7 @@ from foible.explain.removal import (
     masked_values,
     plain,
     point_values,
+    some_of,
 )
 
 
@@ -87,7 +88,7 @@ class Local(Explanation):
         self, model: Any, x: Tensor, target: Tensor | int | None = None, *, seed: int = 0
     ) -> LocalFit:
         """Return weights, intercept and R^2 behind the map of the same call."""
-        fits = self.each(model, x, target, self.local, seed=seed)
+        fits = each(self, model, x, target, self.local, seed=seed)
         if not fits:
             raise InputError("x holds no sample: there is nothing to fit")
         return together(fits)
@@ -196,7 +197,7 @@ class Lime(Local):
             shown = draw.take(group).uniform((self.samples, part.count), rows.x.dtype) < 0.5
             shown[:, 0] = True  # the input itself anchors the fit
             shown &= cut.present[:, None]
-            own = fill[group] if fill.dim() == rows.x.dim() else fill
+            own = some_of(fill, group, rows.x)
             values = masked_values(field, some, shown, cut, own).double()
             z = shown.double()
             cosine = (z.sum(2) / cut.present.sum(1)[:, None]).sqrt()

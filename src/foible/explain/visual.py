@@ -15,7 +15,7 @@ from foible.core.oracle import Model, Oracle
 from foible.core.problem import Goal, Problem, View
 from foible.core.rows import Rows
 from foible.core.solver import independent_verdict, solve
-from foible.explain.base import as_labels, check_inputs
+from foible.explain.base import as_labels, check_classes, check_inputs
 from foible.models import TorchModel, as_model, wrap
 from foible.parts.searches.swapping import GreedySwaps, RandomSwaps
 from foible.parts.threats.swaps import Swaps, swapped
@@ -148,11 +148,8 @@ class VisualCounterfactual:
             own, label = self._maps(oracle, rows)
             if rows.target is None:
                 rows = replace(rows, target=theirs)
-            elif int(rows.target.max()) >= oracle.classes:
-                raise InputError(
-                    f"target holds class {int(rows.target.max())} and the model has classes "
-                    f"0..{oracle.classes - 1}: check the label encoding"
-                )
+            assert rows.target is not None
+            check_classes(rows.target, oracle.classes)
             rows.extra["other"] = other
             rest = rest_of(held, self.layer, x)
             if rest is None:
@@ -209,10 +206,7 @@ def rest_of(model: Model, layer: str | None, x: Tensor) -> TorchModel | None:
     if model.net._forward_hooks or model.net._forward_pre_hooks:
         return None
     there = model.layers(x)
-    if layer is None:
-        layer = [name for name, shape in there.items() if len(shape) == 3 and shape[1:] != (1, 1)][
-            -1
-        ]
+    layer = model.run_of(x, None).name if layer is None else layer
     names = list(model.net._modules)
     if layer not in names or layer not in there:
         return None

@@ -131,9 +131,12 @@ class TorchModel:
 
         layer: a name of `layers`, or None for the last that gives maps (B, C, H, W).
         """
-        run = find(self.net, self._ran(x), layer)
-        with watched(self.net, Glimpse(run, len(x), edit)) as glimpse:
+        with watched(self.net, Glimpse(self.run_of(x, layer), len(x), edit)) as glimpse:
             yield glimpse
+
+    def run_of(self, x: Tensor, layer: str | None) -> Run:
+        """Return the run that a layer's name means; see `watch`."""
+        return find(self.net, self._ran(x), layer)
 
     def _ran(self, x: Tensor) -> list[Run]:
         """Return which modules run, and in which order: found out once, with one sample."""
