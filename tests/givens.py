@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import zennit_here  # noqa: F401 - so that zennit can be imported
-from conftest import PlainNet, PooledNet
+from conftest import PlainNet, PooledNet, rand
 from torch import nn
 
 from foible import attacks, explain
@@ -53,6 +53,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "square": lambda: attacks.square(Linf(0.1), 12),
     "ti_dim": lambda: attacks.ti_dim(Linf(0.1), 3, scales=2),
     "cam": explain.cam,
+    "data_lime": lambda: explain.data_lime(rand(30, 36, seed=6), 20),
     "deep_lift": lambda: explain.deep_lift(0.1),
     "expected_gradients": lambda: explain.expected_gradients(3),
     "grad_cam": explain.grad_cam,

@@ -100,7 +100,7 @@ def test_every_parameter_has_a_type_and_a_default_or_a_threat(name: str) -> None
     signature = inspect.signature(getattr(room, name))
     assert all(p.annotation is not inspect.Parameter.empty for p in signature.parameters.values())
     bare = [p for p in signature.parameters.values() if p.default is inspect.Parameter.empty]
-    assert {p.name for p in bare} <= {"threat", "attack", "eps", "explainer"}
+    assert {p.name for p in bare} <= {"threat", "attack", "eps", "explainer", "data"}
     assert signature.return_annotation is not inspect.Signature.empty
 
 

@@ -25,6 +25,7 @@ from foible.attacks.gradient import (
 )
 from foible.attacks.matrix import TransferMatrix, transfer_matrix
 from foible.attacks.penalised import cw, ead, lbfgs
+from foible.attacks.scaffolds import Noise, Scaffold, Substitution, scaffolding
 from foible.attacks.score_based import nes, simba, spsa, square
 from foible.attacks.sides import Sides
 from foible.attacks.sides import both_sides as both_sides
@@ -43,11 +44,14 @@ __all__ = [
     "CascadeResult",
     "Curve",
     "Diverse",
+    "Noise",
     "Result",
+    "Scaffold",
     "Sides",
     "Stage",
     "StageReport",
     "Substitute",
+    "Substitution",
     "Teaching",
     "TransferMatrix",
     "TwoClass",
@@ -83,6 +87,7 @@ __all__ = [
     "pgd",
     "r_fgsm",
     "random_noise",
+    "scaffolding",
     "sigma_zero",
     "simba",
     "smoothgrad_attack",

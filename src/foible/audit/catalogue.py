@@ -176,7 +176,7 @@ def _example(function: Callable[..., Any]) -> Any:
         "explainer": saliency,
         "autoencoder": lambda: torch.nn.Identity().eval(),
         "eps": lambda: [0.1],
-        "data": lambda: torch.zeros(1, 2),
+        "data": lambda: torch.zeros(2, 2),
     }
     parameters = inspect.signature(function).parameters.values()
     needed = [p.name for p in parameters if p.default is inspect.Parameter.empty]

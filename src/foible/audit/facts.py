@@ -228,6 +228,11 @@ FACTS: dict[str, Facts] = {
         "Explanations Can Be Manipulated and Geometry Is to Blame",
         ("X4",), "3 * steps explanations", "3 * steps explanations",
     ),
+    "scaffolding": Facts(
+        "Slack et al. 2020",
+        "Fooling LIME and SHAP: Adversarial Attacks on Post hoc Explanation Methods",
+        ("X3",), "2 an answer", "0", "scores",
+    ),
     "saliency": Facts(
         "Simonyan et al. 2014",
         "Deep Inside Convolutional Networks: Visualising Image Classification Models and "
@@ -293,6 +298,10 @@ FACTS: dict[str, Facts] = {
     "tabular_lime": Facts(
         "Ribeiro et al. 2016", '"Why Should I Trust You?": Explaining the Predictions of Any '
         "Classifier", ("B5",), "samples", "0",
+    ),
+    "data_lime": Facts(
+        "Ribeiro et al. 2016", '"Why Should I Trust You?": Explaining the Predictions of Any '
+        "Classifier", ("X3",), "samples", "0",
     ),
     "kernel_shap": Facts(
         "Lundberg and Lee 2017", "A Unified Approach to Interpreting Model Predictions",

@@ -6,6 +6,7 @@ from foible.explain.base import Explanation
 from foible.explain.causes import CausalModel, causal_model
 from foible.explain.evaluate import completeness, rank_correlation, stability, topk_intersection
 from foible.explain.fidelity import Infidelity, infidelity
+from foible.explain.from_data import DataLime, data_lime
 from foible.explain.gradient import (
     GradientTimesInput,
     Saliency,
@@ -64,6 +65,7 @@ __all__ = [
     "CausalModel",
     "CellSwaps",
     "Comparison",
+    "DataLime",
     "DeepLift",
     "Erasure",
     "ExactShapley",
@@ -103,6 +105,7 @@ __all__ = [
     "completeness",
     "comprehensiveness",
     "conjugate_gradient",
+    "data_lime",
     "deep_lift",
     "deletion",
     "erasure",
