@@ -220,7 +220,7 @@ class StabilityWork:
     """Compare an explainer's maps before and after an attack, beside noise of the same size."""
 
     explainer: str
-    samples: int = 128
+    samples: int = 64
 
     def __call__(self, context: Context) -> Measured:
         """Explain the true label at x, at the attack's x and at a noisy x."""

@@ -21,29 +21,34 @@ class CurveWork:
     """Measure every sample's smallest perturbation in one norm: the whole curve in one run.
 
     steps: of FMN, the minimum-norm attack. read: planned attacks of the norm; what they broke
-    counts at its own distance, so that no point of the curve is above any attack's figure.
+    counts at its own distance, so that no point of the curve is above any attack's figure on
+    these samples. most: samples at most, spread evenly over the data.
     """
 
     norm: str
     steps: int = 60
     read: tuple[str, ...] = ()
+    most: int | None = None
 
     def __call__(self, context: Context) -> Measured:
         """Take the least distance over attacks, and the random control beside it."""
-        size = context.x[0].numel()
+        size, count = context.x[0].numel(), len(context.x)
+        some = min(count, self.most or count)
+        chosen = torch.arange(some) * count // some
+        x, y = (whole[chosen.to(whole.device)] for whole in (context.x, context.y))
         top = context.plan.radius(self.norm, size) * 1.5
         eps = [float(f"{top * (i + 1) / POINTS:.6g}") for i in range(POINTS)]
         free = attacks.fmn(context.ball(self.norm).without_radius(), self.steps)
-        found = free(context.model, context.x, context.y, seed=context.seed)
+        found = free(context.model, x, y, seed=context.seed)
         forwards, backwards = int(found.forwards.sum()), int(found.backwards.sum())
         least = found.distance.cpu()
         owner = ["" if s == "wrong" else "fmn" for s in found.status]
         for name in self.read:
-            least, owner = self._merge(context, name, least, owner)
+            least, owner = self._merge(context, name, chosen, least, owner)
         detail, control = self._points(eps, least, owner), []
         for e in eps:
             noise = attacks.random_noise(context.ball(self.norm, e))
-            random = noise(context.model, context.x, context.y, seed=context.seed)
+            random = noise(context.model, x, y, seed=context.seed)
             control.append(random.robust_accuracy)
             forwards += int(random.forwards.sum())
         right = least[torch.tensor([o != "" for o in owner])]
@@ -59,18 +64,18 @@ class CurveWork:
         at = [e for e, rate in zip(eps, rates, strict=True) if rate is not None and rate < 0.5]
         return Measured(
             at[0] if at else None, len(least), None, forwards, backwards, "ok", detail,
-            {"smallest": least},
+            {"smallest": least, "chosen": chosen},
         )  # fmt: skip
 
     @staticmethod
     def _merge(
-        context: Context, name: str, least: Tensor, owner: list[str]
+        context: Context, name: str, chosen: Tensor, least: Tensor, owner: list[str]
     ) -> tuple[Tensor, list[str]]:
         """Take another attack's successes where they are closer."""
         other = context.result(name)
         if other is None or "distance" not in other[1]:
             return least, owner
-        hit, size = other[1]["success"].cpu(), other[1]["distance"].cpu()
+        hit, size = (other[1][key].cpu()[chosen] for key in ("success", "distance"))
         closer = hit & (size < least)
         owner = [name if c else o for c, o in zip(closer.tolist(), owner, strict=True)]
         return torch.where(closer, size, least), owner

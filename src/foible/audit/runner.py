@@ -66,8 +66,9 @@ def plan_cells(plan: Plan) -> list[Cell]:
             str(t["name"]) for t in plan.attacks
             if t["norm"] == norm and t["recipe"] != "random_noise"
         )  # fmt: skip
-        made = CurveWork(norm, 60 if plan.name == "quick" else 300, read)
-        part = {"norm": norm, "steps": made.steps}
+        quick = plan.name == "quick"
+        made = CurveWork(norm, 60 if quick else 300, read, 500 if quick else None)
+        part = {"norm": norm, "steps": made.steps, "most": made.most}
         out.append(Cell("curve", f"curve-{norm}", part, made, read, cost=10))
     if plan.thesis:
         for name, page, cost in (

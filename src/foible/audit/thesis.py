@@ -85,7 +85,7 @@ def _telling_eps(context: Context, x: Tensor, y: Tensor) -> float:
     return float(f"{min(1.5 * float(found.smallest.median()), wide):.2g}")
 
 
-def follow(context: Context, n: int = 200) -> Measured:
+def follow(context: Context, n: int = 100) -> Measured:
     """Push and delete along each map, at a size that breaks most samples."""
     chosen = correct(context, n)
     x, y = context.x[chosen], context.y[chosen]
@@ -140,7 +140,7 @@ def _baseline(context: Context) -> float:
     return 0.0 if low <= 0 <= high else low
 
 
-def distance(context: Context, n: int = 300) -> Measured:
+def distance(context: Context, n: int = 150) -> Measured:
     """Compare the predicted smallest eps with the measured one, and with confidence alone."""
     chosen = correct(context, n)
     x, y = context.x[chosen], context.y[chosen]
