@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foible import attacks, explain
 from foible.attacks import Attack, Curve, Result
 from foible.attacks.explanations import Bend
+from foible.attacks.fragility import Fragile
 from foible.core.access import Access
 from foible.core.errors import AccessError
 from foible.core.explainer import Explainer
@@ -48,7 +49,8 @@ def explainers() -> list[str]:
 
 
 ATTACKS, EXPLAINERS = recipes(attacks), explainers()
-BUDGET = [n for n in ATTACKS if n not in ("bend", "curve")]
+OF_MAPS = ("bend", "fragile")  # attacks on explanations have results of their own
+BUDGET = [n for n in ATTACKS if n not in (*OF_MAPS, "curve")]
 SOURCE = re.compile(r"\b(19|20)\d\d\b|\(([ABRDMX]\d+|survey)")
 
 
@@ -70,6 +72,9 @@ def run(name: str, model: Any, x: Tensor, y: Tensor, seed: int = 0) -> list[Tens
     if isinstance(part, Bend):
         bent = part(model, x, y, x, seed=seed)
         return [bent.x, bent.similarity, bent.kept]
+    if isinstance(part, Fragile):
+        moved = part(model, x, y, seed=seed)
+        return [moved.x, moved.kept, moved.before, moved.after, moved.topk, moved.map]
     if isinstance(part, Curve):
         found = part(model, x, y, seed=seed)
         return [found.x, found.smallest, found.forwards]
@@ -153,7 +158,7 @@ def test_a_recipe_takes_one_sample_and_gives_finite_values(name: str, given) -> 
     torch.testing.assert_close(one, many[:1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [n for n in GIVEN if n not in ("bend", "curve")])
+@pytest.mark.parametrize("name", [n for n in GIVEN if n not in (*OF_MAPS, "curve")])
 def test_declared_access_is_enough_and_less_is_refused(name: str, given) -> None:
     model, x, y = given
     part = GIVEN[name]()

@@ -67,6 +67,9 @@ CALLS: dict[str, Callable[[Any, Tensor, Tensor], Any]] = {
     "deep_lift": lambda m, x, y: explain.deep_lift()(m, x, y, create_graph=True),
     "lime": lambda m, x, y: explain.lime(10)(m, x, y),
     "bend": lambda m, x, y: attacks.bend(Linf(0.1), explain.saliency(), 3)(m, x, y, x),
+    "fragile": lambda m, x, y: attacks.fragile(Linf(0.1), explain.saliency(), k=5, steps=3)(
+        m, x, y
+    ),
 }
 
 
@@ -84,7 +87,7 @@ def test_the_model_is_left_as_it_was(name: str, net: nn.Module, images: Tensor) 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, ModelError])
 @pytest.mark.parametrize("call", [1, 2, 4])
-@pytest.mark.parametrize("name", [n for n in CALLS if n != "bend"])
+@pytest.mark.parametrize("name", [n for n in CALLS if n not in ("bend", "fragile")])
 def test_the_model_is_left_as_it_was_when_it_breaks(
     name: str, call: int, error: type[BaseException], net: nn.Module, images: Tensor
 ) -> None:

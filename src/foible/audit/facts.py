@@ -226,7 +226,11 @@ FACTS: dict[str, Facts] = {
     "bend": Facts(
         "Dombrowski et al. 2019",
         "Explanations Can Be Manipulated and Geometry Is to Blame",
-        ("X4",), "3 * steps explanations", "3 * steps explanations",
+        ("X4",), "about 3 * steps explanations", "about 3 * steps explanations",
+    ),
+    "fragile": Facts(
+        "Ghorbani et al. 2019", "Interpretation of Neural Networks Is Fragile",
+        ("X1",), "about 3 * steps explanations", "about 3 * steps explanations",
     ),
     "scaffolding": Facts(
         "Slack et al. 2020",

@@ -1,0 +1,145 @@
+"""Maps moved while the label stays, beside noise of the same size, on the true net.
+
+python benchmarks/fragile.py [--quick] [--samples 200] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import torch
+from common import MODELS, Section, command_line, finish, header, images, load, percent
+from torch import Tensor, nn
+
+import foible
+from foible import attacks, explain
+from foible.attacks.fragility import mass
+from foible.explain import Explanation, rank_correlation, topk_intersection
+
+BAR = ("what", "measured", "bar", "verdict")
+WHAT = (
+    "moved",
+    "top 100 kept",
+    "under noise",
+    "Spearman",
+    "under noise",
+    "shift, noise",
+    "figures",
+)
+K, STEPS = 100, 100
+SIZES = (0.02, 0.05, 0.1)
+OTHERS: dict[str, Explanation] = {
+    "smoothgrad": explain.smoothgrad(20), "integrated_gradients": explain.integrated_gradients(20),
+    "gradient_x_input": explain.gradient_x_input(), "grad_cam": explain.grad_cam(),
+}  # fmt: skip
+
+
+def rightly(name: str, count: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """A model and the first images that it classifies rightly."""
+    net, (x, y) = load(name), images(1000)
+    right = (net(x).argmax(1) == y).nonzero().squeeze(1)[:count]
+    return net, x[right], y[right]
+
+
+def noisy(x: Tensor, eps: float) -> Tensor:
+    signs = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).sign()
+    return (x + eps * signs).clamp(0, 1)
+
+
+Figures = tuple[float, float, float, float, float, float]
+
+
+def measured(
+    table: Section, model: str, method: str, explainer: Explanation, eps: float, count: int
+) -> Figures:
+    """Kept labels, moved maps, both agreements and both under noise; a row of the table."""
+    net, x, y = rightly(model, count)
+    found = attacks.fragile(foible.Linf(eps), explainer, "top", K, STEPS)(net, x, y)
+    label = net(found.x).argmax(1)
+    maps = [mass(explainer(net, at, y)) for at in (x, found.x, noisy(x, eps))]
+    top, noise_top = (float(topk_intersection(maps[0], m, K).mean()) for m in maps[1:])
+    rank, noise_rank = (float(rank_correlation(maps[0], m).nanmean()) for m in maps[1:])
+    gone = attacks.fragility.centre(maps[2]) - attacks.fragility.centre(maps[0])
+    kept, moved = float((label == y).double().mean()), float(found.moved.double().mean())
+    table.add(
+        f"{method}-{model}-{eps:g}", percent(moved), f"{top:.3f}", f"{noise_top:.3f}",
+        f"{rank:.3f}", f"{noise_rank:.3f}",
+        f"{float(found.shift.nanmean()):.2f}, {float(gone.norm(dim=1).mean()):.2f}",
+        f"{len(x)} images, label kept on {percent(kept)}",
+    )  # fmt: skip
+    return kept, moved, top, noise_top, rank, noise_rank
+
+
+def saliency(table: Section, bars: Section, count: int) -> None:
+    """The bars, on the plain gradient."""
+    seen: dict[tuple[str, float], Figures] = {}
+    for model in MODELS:
+        for eps in SIZES:
+            seen[model, eps] = measured(table, model, "saliency", explain.saliency(), eps, count)
+    for eps in SIZES:
+        kept, moved, top, noise_top, rank, noise_rank = seen["standard", eps]
+        at = f"standard, eps {eps:g}: "
+        bars.bar(f"kept-{eps:g}", at + "label kept", kept, ">=", 0.95)
+        bars.bar(f"moved-{eps:g}", at + "a better map found", moved, ">=", 0.95)
+        bars.bar(f"top-{eps:g}", at + "top 100 kept", top, "<=", 0.35)
+        if eps < 0.1:  # there the noise is only reported
+            bars.bar(f"noise-{eps:g}", at + "top 100 kept under noise", noise_top, ">=", 0.6)
+        bars.bar(
+            f"rank-{eps:g}", at + "Spearman less that under noise", rank - noise_rank, "<=", -0.2
+        )
+        gap = seen["hardened", eps][2] - top
+        bars.bar(
+            f"hardened-{eps:g}",
+            f"eps {eps:g}: top 100 kept, hardened less standard",
+            gap,
+            ">=",
+            0.1,
+        )
+
+
+def aims(table: Section, count: int) -> None:
+    """The other two aims on the standard model's saliency."""
+    net, x, y = rightly("standard", count)
+    corner = torch.zeros(28, 28, dtype=torch.bool)
+    corner[:9, :9] = True
+    for eps in SIZES:
+        far = attacks.fragile(foible.Linf(eps), explain.saliency(), "centre", K, STEPS)(net, x, y)
+        into = attacks.fragile(foible.Linf(eps), explain.saliency(), "region", K, STEPS)(
+            net, x, y, corner
+        )
+        noise = mass(explain.saliency()(net, noisy(x, eps), y))
+        clean = mass(far.clean_map)
+        gone = (attacks.fragility.centre(noise) - attacks.fragility.centre(clean)).norm(dim=1)
+        table.add(f"centre-{eps:g}", "shift of the centre, pixels", float(far.shift.mean()),
+                  float(gone.mean()), percent(float(far.kept.double().mean())))  # fmt: skip
+        table.add(f"region-{eps:g}", f"share in a corner of 9 x 9, {float(into.before.mean()):.3f} at first",
+                  float(into.after.mean()), float(noise[:, corner].sum(1).mean()),
+                  percent(float(into.kept.double().mean())))  # fmt: skip
+
+
+def main() -> None:
+    args = command_line(__doc__ or "", "fragile", ("bars", "maps", "aims"), 1)
+    count = min(args.samples, 200)
+    bars = Section("bars", "Bars: the plain gradient", BAR)
+    maps = Section("maps", f"What is left of maps after {STEPS} steps", WHAT)
+    goals = Section("aims", "The other two aims, saliency of the standard model",
+                    ("what", "attacked", "under noise", "label kept"))  # fmt: skip
+    if {"bars", "maps"} & set(args.chosen):
+        saliency(maps, bars, count)
+        for model in MODELS:
+            for method, explainer in OTHERS.items():
+                few = count if method in ("gradient_x_input", "grad_cam") else count // 5
+                for eps in SIZES[1:]:
+                    measured(maps, model, method, explainer, eps, few)
+    if "aims" in args.chosen:
+        aims(goals, count)
+    head = header(
+        "Fragile maps", [],
+        "`attacks.fragile` (Ghorbani et al. 2019) searches a softplus twin; every figure here is the "
+        "ReLU net's, on the first images that it classifies rightly. Noise: random signs of the same size. "
+        "A label is kept by construction: the clean input comes back where nothing better was found, so "
+        "the share that moved stands beside it.",
+    )  # fmt: skip
+    finish(args, head, [s for s in (bars, maps, goals) if s.rows], ("bars", "maps", "aims"))
+
+
+if __name__ == "__main__":
+    main()
