@@ -26,10 +26,13 @@ WHAT = (
 )
 K, STEPS = 100, 100
 SIZES = (0.02, 0.05, 0.1)
-OTHERS: dict[str, Explanation] = {
-    "smoothgrad": explain.smoothgrad(20), "integrated_gradients": explain.integrated_gradients(20),
-    "gradient_x_input": explain.gradient_x_input(), "grad_cam": explain.grad_cam(),
-}  # fmt: skip
+# The explainer, how many images, how many steps.
+OTHERS: dict[str, tuple[Explanation, int, int]] = {
+    "gradient_x_input": (explain.gradient_x_input(), 100, STEPS),
+    "grad_cam": (explain.grad_cam(), 100, STEPS),
+    "smoothgrad": (explain.smoothgrad(10), 24, 50),
+    "integrated_gradients": (explain.integrated_gradients(10), 24, 50),
+}
 
 
 def rightly(name: str, count: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -48,11 +51,12 @@ Figures = tuple[float, float, float, float, float, float]
 
 
 def measured(
-    table: Section, model: str, method: str, explainer: Explanation, eps: float, count: int
-) -> Figures:
+    table: Section, model: str, method: str, explainer: Explanation, eps: float, count: int,
+    steps: int = STEPS,
+) -> Figures:  # fmt: skip
     """Kept labels, moved maps, both agreements and both under noise; a row of the table."""
     net, x, y = rightly(model, count)
-    found = attacks.fragile(foible.Linf(eps), explainer, "top", K, STEPS)(net, x, y)
+    found = attacks.fragile(foible.Linf(eps), explainer, "top", K, steps)(net, x, y)
     label = net(found.x).argmax(1)
     maps = [mass(explainer(net, at, y)) for at in (x, found.x, noisy(x, eps))]
     top, noise_top = (float(topk_intersection(maps[0], m, K).mean()) for m in maps[1:])
@@ -63,7 +67,7 @@ def measured(
         f"{method}-{model}-{eps:g}", percent(moved), f"{top:.3f}", f"{noise_top:.3f}",
         f"{rank:.3f}", f"{noise_rank:.3f}",
         f"{float(found.shift.nanmean()):.2f}, {float(gone.norm(dim=1).mean()):.2f}",
-        f"{len(x)} images, label kept on {percent(kept)}",
+        f"{len(x)} images, {steps} steps, label kept on {percent(kept)}",
     )  # fmt: skip
     return kept, moved, top, noise_top, rank, noise_rank
 
@@ -108,37 +112,39 @@ def aims(table: Section, count: int) -> None:
         noise = mass(explain.saliency()(net, noisy(x, eps), y))
         clean = mass(far.clean_map)
         gone = (attacks.fragility.centre(noise) - attacks.fragility.centre(clean)).norm(dim=1)
-        table.add(f"centre-{eps:g}", "shift of the centre, pixels", float(far.shift.mean()),
-                  float(gone.mean()), percent(float(far.kept.double().mean())))  # fmt: skip
-        table.add(f"region-{eps:g}", f"share in a corner of 9 x 9, {float(into.before.mean()):.3f} at first",
-                  float(into.after.mean()), float(noise[:, corner].sum(1).mean()),
-                  percent(float(into.kept.double().mean())))  # fmt: skip
+        for name, what, found, after, control in (
+            ("centre", "shift of the centre, pixels", far, far.shift, gone),
+            ("region", "share in a corner of 9 x 9", into, into.after, noise[:, corner].sum(1)),
+        ):
+            kept = percent(float(found.kept.double().mean()))
+            table.add(f"{name}-{eps:g}", what, *(float(v.mean()) for v in (after, control)), kept)
 
 
 def main() -> None:
-    args = command_line(__doc__ or "", "fragile", ("bars", "maps", "aims"), 1)
+    names = ("bars", "saliency", "others", "aims")
+    args = command_line(__doc__ or "", "fragile", ("bars", "others", "aims"), 1)
     count = min(args.samples, 200)
     bars = Section("bars", "Bars: the plain gradient", BAR)
-    maps = Section("maps", f"What is left of maps after {STEPS} steps", WHAT)
+    plain = Section("saliency", f"The plain gradient after {STEPS} steps", WHAT)
+    others = Section("others", "Other explainers", WHAT)
     goals = Section("aims", "The other two aims, saliency of the standard model",
                     ("what", "attacked", "under noise", "label kept"))  # fmt: skip
-    if {"bars", "maps"} & set(args.chosen):
-        saliency(maps, bars, count)
+    if "bars" in args.chosen:
+        saliency(plain, bars, count)
+    if "others" in args.chosen:
         for model in MODELS:
-            for method, explainer in OTHERS.items():
-                few = count if method in ("gradient_x_input", "grad_cam") else count // 5
-                for eps in SIZES[1:]:
-                    measured(maps, model, method, explainer, eps, few)
+            for method, (explainer, some, steps) in OTHERS.items():
+                measured(others, model, method, explainer, 0.05, min(count, some), steps)
     if "aims" in args.chosen:
-        aims(goals, count)
+        aims(goals, min(count, 100))
     head = header(
         "Fragile maps", [],
-        "`attacks.fragile` (Ghorbani et al. 2019) searches a softplus twin; every figure here is the "
-        "ReLU net's, on the first images that it classifies rightly. Noise: random signs of the same size. "
-        "A label is kept by construction: the clean input comes back where nothing better was found, so "
-        "the share that moved stands beside it.",
+        "`attacks.fragile` (Ghorbani et al. 2019) searches a softplus twin; every figure here is "
+        "the ReLU net's, on the first images that it classifies rightly. Noise: random signs of "
+        "the same size. A label is kept by construction: the clean input comes back where nothing "
+        "better was found, so the share that moved stands beside it.",
     )  # fmt: skip
-    finish(args, head, [s for s in (bars, maps, goals) if s.rows], ("bars", "maps", "aims"))
+    finish(args, head, [s for s in (bars, plain, others, goals) if s.rows], names)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ def test_list_holds_every_recipe() -> None:
         "accuracy_without", "causal_model", "compare", "completeness", "comprehensiveness",
         "conjugate_gradient", "deletion", "explicit", "fit_masks", "infidelity", "influence",
         "insertion", "lissa", "neuron_effect", "of_logit", "randomisation", "rank_correlation",
-        "retraining", "scale_of", "stability", "sufficiency", "topk_intersection", "tree_shap",
-
+        "retraining", "scale_of", "sensitivity", "stability", "sufficiency", "topk_intersection",
+        "tree_shap",
     }  # fmt: skip
     for name in {*recipes, "Linf", "L2", "L1", "L0", "zoo:standard", "zoo:hardened"} - figures:
         assert f" {name} " in text, name

@@ -169,12 +169,12 @@ def test_smooth_nets_are_searched_themselves() -> None:
 
 
 def test_what_it_costs_is_what_the_models_were_asked(case, monkeypatch) -> None:
-    from foible.attacks import explanations
+    from foible.explain import moving
 
     net, x, y = case
     true = Counter(wrap(net))
     soft = Counter(softplus_twin(net, 100.0))
-    monkeypatch.setattr(explanations, "softplus_twin", lambda model, beta: soft)
+    monkeypatch.setattr(moving, "softplus_twin", lambda model, beta: soft)
     found = attacks.fragile(Linf(0.1), explain.saliency(), k=K, steps=3)(true, x, y)
     assert int(found.forwards.sum()) == true.forwards + soft.forwards
     # The counter sees backwards that begin at the scores; three more begin at the map.

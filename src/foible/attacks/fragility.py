@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from foible.attacks.base import needs_eps
-from foible.attacks.explanations import MapAttack, OfMap
+from foible.attacks.explanations import MapAttack
 from foible.core.errors import InputError
 from foible.core.rows import Rows
 from foible.core.threat import Threat
 from foible.explain.base import Explanation
 from foible.explain.evaluate import rank_correlation, topk_intersection
+from foible.explain.moving import OfMap
 from foible.parts.searches import Ascent
 
 

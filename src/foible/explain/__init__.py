@@ -59,6 +59,7 @@ from foible.explain.shapley import ExactShapley, KernelShap, exact_shapley, kern
 from foible.explain.shapley_trees import tree_shap
 from foible.explain.surrogate import Lime, LocalFit, TabularLime, lime, tabular_lime
 from foible.explain.visual import CellSwaps, VisualCounterfactual, visual_counterfactual
+from foible.explain.worst_case import Sensitive, Sensitivity, sensitivity
 
 __all__ = [
     "Cam",
@@ -94,6 +95,8 @@ __all__ = [
     "Retrained",
     "Saliency",
     "Score",
+    "Sensitive",
+    "Sensitivity",
     "SmoothGrad",
     "TabularLime",
     "VarGrad",
@@ -135,6 +138,7 @@ __all__ = [
     "retraining",
     "saliency",
     "scale_of",
+    "sensitivity",
     "smoothgrad",
     "stability",
     "sufficiency",

@@ -29,10 +29,11 @@ class Ascent(Search):
     """Move along the threat's steepest direction and project back, `steps` times.
 
     length: of a step, absolute, or None for `share` times eps, so that per-sample eps works.
-    start: "clean", "random" (uniform in the threat) or "sign" (a random sign times
-    1 - share of eps: the first half of R+FGSM). momentum: the decay of MIM, which
-    accumulates gradients at unit mean absolute value (Dong et al. 2018). kernel: the width, in
-    positions, of the Gaussian that smooths each gradient (Dong et al. 2019); 1 for none.
+    start: "clean", "random" (uniform in the threat), "sign" (a random sign times
+    1 - share of eps: the first half of R+FGSM), or "given" (the change `rows.extra["start"]`).
+    momentum: the decay of MIM, which accumulates gradients at unit mean absolute value (Dong et
+    al. 2018). kernel: the width, in positions, of the Gaussian that smooths each gradient (Dong et
+    al. 2019); 1 for none.
     """
 
     steps: int = 40
@@ -55,6 +56,8 @@ class Ascent(Search):
         elif self.start == "sign":
             noise = draw.split(3).normal(rows.shape, rows.x.dtype).sign()
             z = threat.project(rows, threat.step_size(rows, 1 - self.share) * noise)
+        elif self.start == "given":
+            z = threat.project(rows, rows.extra["start"])
         else:
             z = threat.clean(rows)
         empty = torch.zeros(len(rows), 0, dtype=rows.x.dtype, device=rows.x.device)
