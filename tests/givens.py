@@ -74,6 +74,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "random_map": explain.random_map,
     "saliency": explain.saliency,
     "smoothgrad": lambda: explain.smoothgrad(3, 0.1),
+    "sparsified_smoothgrad": lambda: explain.sparsified_smoothgrad(6, 0.2, 0.3),
     "vargrad": lambda: explain.vargrad(3, 0.1),
 }
 

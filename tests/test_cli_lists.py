@@ -18,11 +18,11 @@ def test_list_holds_every_recipe() -> None:
     text = call("list")
     recipes = [n for n in (*attacks.__all__, *foible.explain.__all__) if n[0].islower()]
     figures = {
-        "accuracy_without", "causal_model", "compare", "completeness", "comprehensiveness",
-        "conjugate_gradient", "deletion", "explicit", "fit_masks", "infidelity", "influence",
-        "insertion", "lissa", "neuron_effect", "of_logit", "randomisation", "rank_correlation",
-        "retraining", "scale_of", "sensitivity", "stability", "sufficiency", "topk_intersection",
-        "tree_shap",
+        "accuracy_without", "causal_model", "certify", "compare", "completeness",
+        "comprehensiveness", "conjugate_gradient", "deletion", "explicit", "fit_masks",
+        "infidelity", "influence", "insertion", "lissa", "neuron_effect", "of_logit",
+        "randomisation", "rank_correlation", "retraining", "scale_of", "sensitivity", "stability",
+        "sufficiency", "topk_intersection", "tree_shap",
     }  # fmt: skip
     for name in {*recipes, "Linf", "L2", "L1", "L0", "zoo:standard", "zoo:hardened"} - figures:
         assert f" {name} " in text, name

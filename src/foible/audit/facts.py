@@ -263,6 +263,10 @@ FACTS: dict[str, Facts] = {
         "Adebayo et al. 2018", "Local Explanation Methods for Deep Neural Networks Lack "
         "Sensitivity to Parameter Values", (), "samples", "samples",
     ),
+    "sparsified_smoothgrad": Facts(
+        "Levine et al. 2019", "Certifiably Robust Interpretation in Deep Learning",
+        ("X5",), "samples", "samples",
+    ),
     "cam": Facts(
         "Zhou et al. 2016", "Learning Deep Features for Discriminative Localization",
         ("B4",), "4", "1",

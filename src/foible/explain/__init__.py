@@ -4,6 +4,12 @@ from foible.explain.activation_maps import Cam, GradCam, cam, grad_cam
 from foible.explain.backward_rules import DeepLift, GuidedBackprop, deep_lift, guided_backprop
 from foible.explain.base import Explanation
 from foible.explain.causes import CausalModel, causal_model
+from foible.explain.certified import (
+    Certificate,
+    SparsifiedSmoothGrad,
+    certify,
+    sparsified_smoothgrad,
+)
 from foible.explain.evaluate import completeness, rank_correlation, stability, topk_intersection
 from foible.explain.fidelity import Infidelity, infidelity
 from foible.explain.from_data import DataLime, data_lime
@@ -65,6 +71,7 @@ __all__ = [
     "Cam",
     "CausalModel",
     "CellSwaps",
+    "Certificate",
     "Comparison",
     "DataLime",
     "DeepLift",
@@ -98,12 +105,14 @@ __all__ = [
     "Sensitive",
     "Sensitivity",
     "SmoothGrad",
+    "SparsifiedSmoothGrad",
     "TabularLime",
     "VarGrad",
     "VisualCounterfactual",
     "accuracy_without",
     "cam",
     "causal_model",
+    "certify",
     "compare",
     "completeness",
     "comprehensiveness",
@@ -140,6 +149,7 @@ __all__ = [
     "scale_of",
     "sensitivity",
     "smoothgrad",
+    "sparsified_smoothgrad",
     "stability",
     "sufficiency",
     "tabular_lime",

@@ -41,7 +41,7 @@ class GradientTimesInput(Explanation):
 
 
 @dataclass(frozen=True)
-class _Noisy(Explanation):
+class Noisy(Explanation):
     """Gradients at `samples` noisy copies; sigma is a share of the input's range."""
 
     samples: int = 50
@@ -72,7 +72,7 @@ class _Noisy(Explanation):
 
 
 @dataclass(frozen=True)
-class SmoothGrad(_Noisy):
+class SmoothGrad(Noisy):
     """The mean gradient at `samples` noisy copies (Smilkov et al. 2017).
 
     sigma: the noise as a share of the input's range (of each row's own range where the model's
@@ -96,7 +96,7 @@ class SmoothGrad(_Noisy):
 
 
 @dataclass(frozen=True)
-class VarGrad(_Noisy):
+class VarGrad(Noisy):
     """The variance of the gradient over `samples` noisy copies (Adebayo et al. 2018).
 
     The variance of the copies, not an estimate of a larger set's, as in captum. It names features
