@@ -11,7 +11,7 @@ from conftest import PlainNet, PooledNet, rand
 from torch import nn
 
 from foible import attacks, explain
-from foible.parts.threats import L0, L1, L2, Features, Linf, Spatial
+from foible.parts.threats import L0, L1, L2, Features, Linf, Patch, Spatial
 
 # What a recipe must be given, beside its defaults; few steps, so that the sweep is quick.
 GIVEN: dict[str, Callable[[], Any]] = {
@@ -44,6 +44,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "least_likely": lambda: attacks.least_likely(L1(2.0), 3),
     "mim": lambda: attacks.mim(Linf(torch.tensor([0.1, 0.2, 0.05])), 3),
     "nes": lambda: attacks.nes(Linf(0.1), 20, 4),
+    "fool_map": lambda: attacks.fool_map(Patch(3, 4, 1, 1), steps=3),
     "pgd": lambda: attacks.pgd(L0(4), 3, restarts=2, objective="margin"),
     "r_fgsm": lambda: attacks.r_fgsm(Linf(0.1)),
     "random_noise": lambda: attacks.random_noise(Linf(0.1), 2),

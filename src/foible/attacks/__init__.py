@@ -24,6 +24,7 @@ from foible.attacks.gradient import (
     random_noise,
     smoothgrad_attack,
 )
+from foible.attacks.hiding import fool_map
 from foible.attacks.matrix import TransferMatrix, transfer_matrix
 from foible.attacks.penalised import cw, ead, lbfgs
 from foible.attacks.scaffolds import Noise, Scaffold, Substitution, scaffolding
@@ -76,6 +77,7 @@ __all__ = [
     "fab_targeted",
     "fgsm",
     "fmn",
+    "fool_map",
     "fragile",
     "hop_skip_jump",
     "ig_deletion",

@@ -124,7 +124,8 @@ class Attack:
         asked = [self.search.access]
         if self.direction is not None:
             asked = [self.direction.access, Access.SCORES]
-        asked.append(getattr(self.prepare, "access", Access.LABELS))
+        # An objective may look deeper than the search, e.g. at a map of a layer.
+        asked += [getattr(part, "access", Access.LABELS) for part in (self.prepare, self.objective)]
         return max(asked)
 
     def within(self, threat: Threat) -> Attack:

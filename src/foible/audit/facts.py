@@ -232,6 +232,10 @@ FACTS: dict[str, Facts] = {
         "Ghorbani et al. 2019", "Interpretation of Neural Networks Is Fragile",
         ("X1",), "about 3 * steps explanations", "about 3 * steps explanations",
     ),
+    "fool_map": Facts(
+        "Subramanya et al. 2019", "Fooling Network Interpretation in Image Classification",
+        ("X2",), "2 * steps + 4", "2 * steps + 1", "internals",
+    ),
     "scaffolding": Facts(
         "Slack et al. 2020",
         "Fooling LIME and SHAP: Adversarial Attacks on Post hoc Explanation Methods",

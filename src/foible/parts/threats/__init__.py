@@ -5,6 +5,7 @@ from foible.parts.threats.deletion import Deletion
 from foible.parts.threats.features import Features
 from foible.parts.threats.ink import Added, Kept
 from foible.parts.threats.masking import Masking
+from foible.parts.threats.patch import Patch
 from foible.parts.threats.spatial import Spatial
 from foible.parts.threats.swaps import Swaps
 
@@ -19,6 +20,7 @@ __all__ = [
     "Kept",
     "Linf",
     "Masking",
+    "Patch",
     "Spatial",
     "Swaps",
 ]
