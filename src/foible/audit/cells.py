@@ -12,6 +12,7 @@ from torch import Tensor
 from foible import attacks
 from foible.audit.planning import Plan
 from foible.core.errors import InputError
+from foible.explain.base import Explanation
 from foible.models import TorchModel
 from foible.parts import threats
 from foible.parts.statistics import mean_interval, wilson
@@ -215,6 +216,18 @@ def _title(recipe: str, table: Mapping[str, Any]) -> str:
     return title
 
 
+def residual(
+    explainer: Explanation, context: Context, x: Tensor, y: Tensor, maps: Tensor
+) -> dict[str, float] | None:
+    """Return how far additive maps are from adding up, as a share; None where they need not."""
+    if not explainer.additive:
+        return None
+    from foible.explain import completeness
+
+    missed = completeness(explainer, context.model, x, y, maps)
+    return {"median": float(missed.median()), "worst": float(missed.max())}
+
+
 @dataclass(frozen=True)
 class StabilityWork:
     """Compare an explainer's maps before and after an attack, beside noise of the same size."""
@@ -250,13 +263,8 @@ class StabilityWork:
             detail[figure] = {
                 "attack": mean_interval(attacked[figure]), "noise": mean_interval(random[figure]),
             }  # fmt: skip
-        detail["residual"] = None
+        detail["residual"] = residual(explainer, context, x, y, maps)
         calls = 3 * n * int(getattr(explainer, "steps", getattr(explainer, "samples", 1)))
-        if explainer.additive:
-            residual = explain.completeness(explainer, context.model, x, y, maps)
-            detail["residual"] = {
-                "median": float(residual.median()), "worst": float(residual.max()),
-            }  # fmt: skip
         mean = detail["topk"]["attack"]
         looks = 2 * n if explainer.additive else 0  # the residual's two ends
         return Measured(mean[0], n, mean[1:], calls + looks, calls, "ok", detail)

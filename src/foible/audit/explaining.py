@@ -18,6 +18,7 @@ from foible.audit.cells import (
     as_seen,
     examples,
     noise_points,
+    residual,
     titled,
 )
 from foible.core.errors import FoibleError
@@ -83,7 +84,8 @@ class GalleryWork:
             except (FoibleError, ImportError) as error:
                 skipped.append({"name": titled(name), "reason": str(error)})
                 continue
-            shown.append({"name": name, "title": titled(name)})
+            missed = residual(explainer, context, x, y, maps[0])
+            shown.append({"name": name, "title": titled(name), "residual": missed})
             clean.append(maps[0])
             adversarial.append(maps[1])
         rows = as_seen(context, chosen, x_adv)
@@ -127,12 +129,7 @@ class ScoreWork:
                 "high": [p[2] for p in points],
                 "control": score.control_curve.mean(0).tolist(),
             }  # fmt: skip
-        detail["residual"] = None
-        if explainer.additive and isinstance(explainer, explain.IntegratedGradients):
-            residual = explain.completeness(explainer, context.model, x, y, maps)
-            detail["residual"] = {
-                "median": float(residual.median()), "worst": float(residual.max()),
-            }  # fmt: skip
+        detail["residual"] = residual(explainer, context, x, y, maps)
         return measured(context, detail["deletion"]["mean"], len(chosen), detail)
 
 

@@ -63,7 +63,10 @@ def _gallery(run: Run, cell: Cell, arrays: list[Any]) -> Part:
                 "lines": list(zip(("clean", "attacked"), seen, lines, strict=True)),
             }
         )
-    return {"rows": rows, "columns": ["input", *titles]}
+    missed = [
+        real((m.get("residual") or {}).get("median")) for m in cell.detail.get("methods") or []
+    ]
+    return {"rows": rows, "columns": ["input", *titles], "residuals": [None, *missed]}
 
 
 def scores(run: Run) -> list[Part]:

@@ -158,9 +158,9 @@ def _residuals(
     explainer: Explanation, who: Subject, x: Tensor, labels: Tensor, maps: Tensor
 ) -> list[float | None]:
     """Return how far each map is from adding up, as a share; None where it need not."""
-    from foible.explain import IntegratedGradients, completeness
+    from foible.explain import completeness
 
-    if not isinstance(explainer, IntegratedGradients):
+    if not explainer.additive:
         return [None] * len(x)
     found: list[float | None] = completeness(explainer, who.held, x, labels, maps).tolist()
     return found

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from foible.core.errors import InputError
-from foible.explain.backward_rules import DeepLift
-from foible.explain.base import Explanation
-from foible.explain.path import IntegratedGradients
-from foible.models import as_model
+from foible.core.explainer import Field
+from foible.core.randomness import Draw
+from foible.core.rows import Rows
+from foible.explain.base import Explanation, each
+from foible.explain.removal import as_segments, filling
 from foible.parts.statistics import spearman
 
 
@@ -59,24 +60,34 @@ def agreement(before: Tensor, after: Tensor, k: int = 100) -> dict[str, Tensor]:
 
 
 def completeness(
-    explainer: IntegratedGradients | DeepLift,
-    model: Any,
-    x: Tensor,
-    target: Tensor | int,
-    maps: Tensor,
+    explainer: Explanation, model: Any, x: Tensor, target: Tensor | int, maps: Tensor
 ) -> Tensor:
     """Return |sum of the map - (F(x) - F(baseline))| / |F(x) - F(baseline)|, (B,) float64.
 
-    For additive explainers, integrated gradients and DeepLIFT.
+    F is the target's logit, and the baseline is the explainer's own. Raises InputError for an
+    explainer that is not additive, whose maps need not sum to anything.
+
+    >>> import foible
+    >>> net, x = torch.nn.Linear(4, 2), torch.rand(3, 4)
+    >>> shapley = foible.explain.exact_shapley(4)
+    >>> bool(completeness(shapley, net, x, 1, shapley(net, x, 1)).max() < 1e-3)
+    True
     """
-    held = as_model(model)
-    labels = torch.as_tensor(target, device=x.device).expand(len(x)).long()[:, None]
-    with held.session(), torch.no_grad():
-        parts = []
-        for some, label in zip(x.split(512), labels.split(512), strict=True):
-            base = torch.full_like(some, explainer.baseline)
-            scores = held.scores(some).double() - held.scores(base).double()
-            parts.append(scores.gather(1, label).squeeze(1))
-    gap = torch.cat(parts)
+    if not explainer.additive:
+        raise InputError(
+            f"{type(explainer).__name__} is not additive: its maps need not sum to F(x) - F(b)"
+        )
+    # Every additive explainer has a baseline, and some fill it in segment by segment.
+    baseline: Any = explainer.baseline  # type: ignore[attr-defined]
+    segments: Any = getattr(explainer, "segments", None)
+
+    def work(field: Field, rows: Rows, _: Draw) -> Tensor:
+        part = None if segments is None else as_segments(segments).of(rows)
+        base = filling(baseline, rows, part).to(rows.x).expand_as(rows.x)
+        return field.values(rows.x, rows).double() - field.values(base, rows).double()
+
+    with torch.no_grad():
+        parts = each(explainer, model, x, target, work)
+    gap = torch.cat(parts) if parts else x.new_zeros(0, dtype=torch.float64)
     residual = (maps.detach().flatten(1).double().sum(1) - gap).abs()
     return residual / gap.abs().clamp_min(1e-12)
