@@ -38,6 +38,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "fab": lambda: attacks.fab(L1(), 4, restarts=2),
     "fab_targeted": lambda: attacks.fab_targeted(Linf(), 4, targets=2),
     "fgsm": lambda: attacks.fgsm(Linf(0.1)),
+    "fool_both": lambda: attacks.fool_both(Linf(0.1), explain.saliency(), k=5, steps=3),
     "fragile": lambda: attacks.fragile(Linf(0.1), explain.saliency(), k=5, steps=3),
     "ig_deletion": lambda: attacks.ig_deletion(explain.integrated_gradients(4), most=5),
     "minimal_erasure": lambda: attacks.minimal_erasure(3),

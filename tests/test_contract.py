@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foible import attacks, explain
 from foible.attacks import Attack, Curve, Result
 from foible.attacks.explanations import Bend
+from foible.attacks.fooling_both import FoolBoth
 from foible.attacks.fragility import Fragile
 from foible.core.access import Access
 from foible.core.errors import AccessError
@@ -49,7 +50,7 @@ def explainers() -> list[str]:
 
 
 ATTACKS, EXPLAINERS = recipes(attacks), explainers()
-OF_MAPS = ("bend", "fragile")  # attacks on explanations have results of their own
+OF_MAPS = ("bend", "fool_both", "fragile")  # attacks on explanations have results of their own
 BUDGET = [n for n in ATTACKS if n not in (*OF_MAPS, "curve")]
 SOURCE = re.compile(r"\b(19|20)\d\d\b|\(([ABRDMX]\d+|survey)")
 
@@ -72,6 +73,9 @@ def run(name: str, model: Any, x: Tensor, y: Tensor, seed: int = 0) -> list[Tens
     if isinstance(part, Bend):
         bent = part(model, x, y, x, seed=seed)
         return [bent.x, bent.similarity, bent.kept]
+    if isinstance(part, FoolBoth):
+        found = part(model, x, y, seed=seed)
+        return [found.x, found.success, found.topk, found.similarity, found.map]
     if isinstance(part, Fragile):
         moved = part(model, x, y, seed=seed)
         return [moved.x, moved.kept, moved.before, moved.after, moved.topk, moved.map]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from audit_helpers import context
 from conftest import filled, predicted, rand
 from report_fixture import make_run
-from torch import nn
+from torch import Tensor, nn
 
 from foible.audit import Plan, run
-from foible.audit.explaining import GALLERY, explanation_cells, titled
+from foible.audit.explaining import GALLERY, DriftWork, explanation_cells, titled
 from foible.audit.reading import read_run
 from foible.audit.reporting import render
 
@@ -54,6 +56,46 @@ def test_a_map_that_stays_is_called_out(page: str) -> None:
 def test_drift_shows_the_attacks_beside_noise(page: str) -> None:
     text = section(page, "drift")
     assert text.count("attack on the map") >= 2 and text.count("random noise") >= 2
+
+
+def test_drift_is_measured_where_the_label_is_right() -> None:
+    """The attack on the map moves it further than noise does; its line may be left out alone."""
+    images = rand(9, 1, 6, 6, seed=5)
+    for middle in (nn.ReLU(), nn.Tanh(), OnceOnly()):
+        net = nn.Sequential(nn.Conv2d(1, 8, 3), middle, nn.Flatten(), nn.Linear(128, 3))
+        net = filled(net, 3, 2.0)
+        y = predicted(net, images)
+        y[6:] = (y[6:] + 1) % 3
+        plan = Plan(samples=9, eps=0.2, curves=(), thesis=False, checks=False)
+        given = context(net, images, y, plan)
+        found = DriftWork()(given)
+        assert found.n == 6 and found.forwards > 0 and found.backwards > 0
+        lines = found.detail["lines"]
+        if isinstance(middle, OnceOnly):
+            assert list(lines) == ["random noise", "attack on the label"]
+            assert found.detail["left_out"].startswith("attack on the map")
+            continue
+        assert list(lines)[-1] == "attack on the map" and "left_out" not in found.detail
+        assert lines["attack on the map"][-1][0] < lines["random noise"][-1][0]
+        assert found.value == lines["attack on the map"][-1][0]
+
+
+class Halved(torch.autograd.Function):
+    """A part of someone's own, without a second derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x / 2
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad / 2
+
+
+class OnceOnly(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Halved.apply(x).tanh()
 
 
 def test_counterfactuals_say_what_was_found(page: str) -> None:

@@ -12,6 +12,7 @@ from foible.attacks.deletion import ig_deletion, minimal_erasure
 from foible.attacks.ensembles import autoattack, strongest
 from foible.attacks.explanations import bend
 from foible.attacks.fast_minimum import ddn, fmn
+from foible.attacks.fooling_both import fool_both
 from foible.attacks.fragility import fragile
 from foible.attacks.geometry import spatial
 from foible.attacks.gradient import (
@@ -77,6 +78,7 @@ __all__ = [
     "fab_targeted",
     "fgsm",
     "fmn",
+    "fool_both",
     "fool_map",
     "fragile",
     "hop_skip_jump",

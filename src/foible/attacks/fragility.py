@@ -48,6 +48,15 @@ def centre(share: Tensor) -> Tensor:
     return torch.stack(along, 1)
 
 
+def positions(x: Tensor, k: int) -> tuple[int, ...]:
+    """Return the shape of a map's positions; refuse a k that is not among them."""
+    places = tuple(x.shape[2:] if x.dim() > 3 else x.shape[1:])
+    count = math.prod(places)
+    if not 1 <= k <= count:
+        raise InputError(f"k={k} of {count} positions: choose 1 to {count}")
+    return places
+
+
 @dataclass(frozen=True)
 class LessOnTop(OfMap):
     """Minus the share of the mass that lies on the k strongest positions of the clean map."""
@@ -157,11 +166,7 @@ class Fragile(MapAttack):
 
     def _given(self, x: Tensor, region: Tensor | None) -> dict[str, Tensor]:
         """Check x and the region; return the latter as (B, *positions)."""
-        places = tuple(x.shape[2:] if x.dim() > 3 else x.shape[1:])
-        if self.k > math.prod(places):
-            raise InputError(
-                f"k={self.k} of {math.prod(places)} positions: choose 1 to {math.prod(places)}"
-            )
+        places = positions(x, self.k)
         if self.aim == "centre" and len(places) < 2:
             raise InputError(
                 f'aim="centre" moves the centre of an image\'s map, and x has shape '

@@ -228,6 +228,10 @@ FACTS: dict[str, Facts] = {
         "Explanations Can Be Manipulated and Geometry Is to Blame",
         ("X4",), "about 3 * steps explanations", "about 3 * steps explanations",
     ),
+    "fool_both": Facts(
+        "Zhang et al. 2020", "Interpretable Deep Learning under Fire",
+        ("S17",), "about 4 * steps explanations", "about 3 * steps explanations",
+    ),
     "fragile": Facts(
         "Ghorbani et al. 2019", "Interpretation of Neural Networks Is Fragile",
         ("X1",), "about 3 * steps explanations", "about 3 * steps explanations",

@@ -162,7 +162,7 @@ def _own(values: Any, alt: str) -> str:
 
 
 def drift(run: Run) -> list[Part]:
-    """How much of a map stays as eps grows."""
+    """How much of a map stays as eps grows, under noise and under attacks."""
     out = []
     for model in models(run):
         cells = [c for c in run.of_kind("explanation", model["name"]) if "lines" in c.detail]
@@ -179,6 +179,8 @@ def drift(run: Run) -> list[Part]:
                 table.append({"name": name, "values": y})
             part: Part = {**model, "figure": None, "table": table, "n": cell.n}
             part |= {"title": str(cell.detail.get("title")), "k": whole(cell.detail.get("k"))}
+            part |= {key: whole(cell.detail.get(key)) for key in ("steps", "map_steps")}
+            part["left_out"] = str(cell.detail.get("left_out") or "")
             part["eps"] = [fraction(e) if e is not None else MISSING for e in eps]
             if lines:
                 figure = labelled_lines(lines, x_label="Linf eps", y_label="top features that stay")

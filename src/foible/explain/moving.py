@@ -71,13 +71,14 @@ class Hunted:
     """What a search over maps found, judged on the true model.
 
     x: (B, *shape), the clean input where nothing better was found. success: (B,) bool, the goal
-    holds at x, within the threat, in a forward of its own. clean, found: (B, *shape) the maps of
-    the input as it was and of x. before, after: (B,) what the wish says of both. rows: as
-    searched. forwards, backwards: (B,) int64, of the twin and of the true model together.
+    holds at x, within the threat, in a forward of its own. label: (B,) the class of x. clean,
+    found: (B, *shape) the maps of the input as it was and of x. before, after: (B,) what the wish
+    says of both. rows: as searched. forwards, backwards: (B,) int64, of both models together.
     """
 
     x: Tensor
     success: Tensor
+    label: Tensor
     clean: Tensor
     found: Tensor
     before: Tensor
@@ -157,13 +158,15 @@ class MapSearch:
             end, found = (
                 torch.where(per_row(better, x), a, b) for a, b in ((best.x, rows.x), (found, clean))
             )
-            success, _ = independent_verdict(problem, rows, end, judge)
+            success, label = independent_verdict(problem, rows, end, judge)
         forwards, backwards = (
             torch.stack([getattr(oracle.meter, of) for oracle in oracles]).sum(0)
             for of in ("forwards", "backwards")
         )
         after = wish.value(found, rows)
-        return Hunted(end, success, clean, found, before, after, rows, forwards, backwards)
+        return Hunted(
+            end, success, label, clean, found, before, after, rows, forwards, backwards,
+        )  # fmt: skip
 
     def worth(self, before: Tensor, after: Tensor) -> Tensor:
         """Return which points (B,) that reach the goal are worth leaving the clean input for."""
