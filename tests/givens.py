@@ -54,6 +54,9 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "spatial": lambda: attacks.spatial(Spatial(20.0, 1.0), angles=3, shifts=3),
     "spsa": lambda: attacks.spsa(L2(1.0), 20, 6),
     "square": lambda: attacks.square(Linf(0.1), 12),
+    "surrogate_attack": lambda: attacks.surrogate_attack(
+        L2(1.0), explain.tabular_lime(scale=0.1), 60, 4, 2
+    ),
     "ti_dim": lambda: attacks.ti_dim(Linf(0.1), 3, scales=2),
     "cam": explain.cam,
     "data_lime": lambda: explain.data_lime(rand(30, 36, seed=6), 20),

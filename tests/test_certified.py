@@ -206,6 +206,10 @@ def test_what_cannot_be_certified_is_refused() -> None:
     for wrong in ({"share": 0.0}, {"share": 1.5}, {"sigma": 0.0}, {"samples": 0}):
         with pytest.raises(InputError):
             explain.sparsified_smoothgrad(**wrong)
+    with pytest.raises(KindError, match="torch tensor"):
+        explain.certify(explain.sparsified_smoothgrad(5), net, x.numpy(), 1)
+    none = explain.certify(explain.sparsified_smoothgrad(5), net, x[:0], 1)
+    assert none.overlap(2, 0.1).shape == (0,)
     found = Certificate(x, 100, 0.2)
     for k in (0, 5):
         with pytest.raises(InputError, match="choose 1 to 4"):

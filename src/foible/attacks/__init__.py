@@ -26,6 +26,7 @@ from foible.attacks.gradient import (
     smoothgrad_attack,
 )
 from foible.attacks.hiding import fool_map
+from foible.attacks.local_surrogates import surrogate_attack
 from foible.attacks.matrix import TransferMatrix, transfer_matrix
 from foible.attacks.penalised import cw, ead, lbfgs
 from foible.attacks.scaffolds import Noise, Scaffold, Substitution, scaffolding
@@ -102,6 +103,7 @@ __all__ = [
     "square",
     "strongest",
     "substitute",
+    "surrogate_attack",
     "ti_dim",
     "transfer",
     "transfer_matrix",

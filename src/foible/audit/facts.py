@@ -117,6 +117,9 @@ FACTS: dict[str, Facts] = {
     "simba": Facts(
         "Guo et al. 2019", "Simple Black-box Adversarial Attacks", (), "at most queries", "0",
     ),
+    "surrogate_attack": Facts(
+        "Liu et al. 2020", f"{_SURVEY}, 3.1.2", ("A7", "S9"), "at most queries", "0", "scores",
+    ),
     "ti_dim": Facts(
         "Dong et al. 2019",
         "Evading Defenses to Transferable Adversarial Examples by Translation-Invariant Attacks",

@@ -20,6 +20,7 @@ from foible.core.progress import tick
 from foible.core.randomness import Draw, Rng
 from foible.core.rows import Rows, join, take
 from foible.core.search import Evaluation, Search
+from foible.core.threat import Steepest
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,10 @@ class _Evaluator:
 
         field = Field(oracle, score, max(1, oracle.chunk(rows.x) // draws))
         draw = self.rng.split(7).at(rows.id, step)
-        return explainer.attribute(field, rows.at(x_adv), draw).detach()
+        found = explainer.attribute(field, rows.at(x_adv), draw).detach()
+        threat = self.problem.threat
+        # A map is by x, as a gradient is; the search moves z.
+        return threat.by_z(found) if isinstance(threat, Steepest) else found
 
     def _draw(self, rows: Rows, step: Tensor) -> Draw:
         """Return the randomness of this step, for an objective that averages over it."""

@@ -97,3 +97,7 @@ class Steepest(Threat):
     @abstractmethod
     def step_size(self, rows: Rows, share: float) -> Tensor:
         """Return a step of `share` times the radius, (B, 1, ..., 1), for `steepest`."""
+
+    def by_z(self, grad: Tensor) -> Tensor:
+        """Turn a gradient by x into one by z; they differ where z has units of its own."""
+        return grad

@@ -115,7 +115,7 @@ class Certificate:
     @property
     def err(self) -> float:
         """How far, at most, any feature's mean over the samples is from its true mean."""
-        n = torch.tensor(self.map[0].numel(), dtype=torch.float64)
+        n = torch.tensor(self.map.shape[1:].numel(), dtype=torch.float64)
         return float(((2 * n / (1 - self.p)).log() / (2 * self.samples)).sqrt())
 
     def radii(self, k: int) -> Tensor:
@@ -193,5 +193,7 @@ def certify(
             f"{type(explainer).__name__} has no certificate: pass "
             "foible.explain.sparsified_smoothgrad()"
         )
-    found = Certificate(x[:0], explainer.samples, explainer.sigma, p)  # p is looked at first
+    found = Certificate(
+        torch.zeros(0, 1), explainer.samples, explainer.sigma, p
+    )  # p is looked at first
     return replace(found, map=explainer(model, x, target, seed=seed))

@@ -12,6 +12,7 @@ from foible.parts.searches.estimates import EstimatedAscent
 from foible.parts.searches.fab import FastBoundary
 from foible.parts.searches.funnel import Funnel
 from foible.parts.searches.gridding import GridPoints
+from foible.parts.searches.holding import HeldAscent
 from foible.parts.searches.lbfgs import BoxLBFGS
 from foible.parts.searches.proposing import Proposed
 from foible.parts.searches.sampling import RandomPoints
@@ -34,6 +35,7 @@ __all__ = [
     "FastBoundary",
     "Funnel",
     "GridPoints",
+    "HeldAscent",
     "Proposed",
     "RandomPoints",
     "Simba",

@@ -111,10 +111,6 @@ class Ball(Steepest):
         """Return share * eps, (B, 1, ..., 1)."""
         return rows.radius() * share
 
-    def by_z(self, grad: Tensor) -> Tensor:
-        """Turn a gradient by x into one by z; they differ where z has units of its own."""
-        return grad
-
     @staticmethod
     @abstractmethod
     def length(change: Tensor) -> Tensor:
