@@ -20,7 +20,7 @@ def test_list_holds_every_recipe() -> None:
     figures = {
         "accuracy_without", "causal_model", "certify", "compare", "completeness",
         "comprehensiveness", "conjugate_gradient", "deletion", "explicit", "fit_masks",
-        "infidelity", "influence", "insertion", "lissa", "neuron_effect", "of_logit",
+        "infidelity", "influence", "insertion", "lissa", "mimic", "neuron_effect", "of_logit",
         "randomisation", "rank_correlation", "retraining", "scale_of", "sensitivity", "stability",
         "sufficiency", "topk_intersection", "tree_shap",
     }  # fmt: skip

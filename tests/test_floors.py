@@ -44,6 +44,18 @@ EXTRAS = {
             "types.Convolution",
         )
     ),
+    *(
+        ("foible.explain.mimics", f"sklearn.{name}")
+        for name in (
+            "base.clone",
+            "base.is_regressor",
+            "ensemble.GradientBoostingRegressor",
+            "linear_model.LinearRegression",
+            "multioutput.MultiOutputRegressor",
+            "tree.DecisionTreeRegressor",
+            "tree.export_text",
+        )
+    ),
     ("foible.explain.removal", "skimage.segmentation.quickshift"),
     ("foible.explain.shapley_trees", "shap.TreeExplainer"),
     ("foible.parts.searches.lbfgs", "scipy.optimize.minimize"),

@@ -40,6 +40,7 @@ from foible.explain.leaving_out import (
     occlusion,
 )
 from foible.explain.masks import MeaningfulPerturbation, meaningful_perturbation
+from foible.explain.mimics import Mimic, mimic
 from foible.explain.nearby import scale_of
 from foible.explain.neurons import NeuronEffect, accuracy_without, neuron_effect
 from foible.explain.noise import RandomMap, random_map
@@ -94,6 +95,7 @@ __all__ = [
     "Lrp",
     "MeaningfulPerturbation",
     "Measure",
+    "Mimic",
     "NeuronEffect",
     "Occlusion",
     "RandomMap",
@@ -138,6 +140,7 @@ __all__ = [
     "lissa",
     "lrp",
     "meaningful_perturbation",
+    "mimic",
     "neuron_effect",
     "occlusion",
     "of_logit",

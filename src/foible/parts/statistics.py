@@ -67,6 +67,23 @@ def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return pearson(ranks(np.asarray(a, float)), ranks(np.asarray(b, float)))
 
 
+def auc(values: np.ndarray, positive: np.ndarray) -> float | None:
+    """Return the share of (positive, other) pairs in which the positive's value is the larger one.
+
+    values: (n,); positive: (n,) bool. Ties count half. None where one side is empty.
+
+    >>> auc(np.array([0.1, 0.5, 0.5, 0.9]), np.array([False, False, True, True]))
+    0.875
+    """
+    hits = int(positive.sum())
+    pairs = hits * (len(values) - hits)
+    if pairs == 0:
+        return None
+    # Ranks of the positives, less what they take among themselves (Mann and Whitney).
+    above = float((ranks(np.asarray(values, float))[positive] + 1).sum()) - hits * (hits + 1) / 2
+    return above / pairs
+
+
 def quantiles(values: Tensor, shares: Sequence[float]) -> list[float | None]:
     """Return the values (n,) below which each share lies; None where that one is infinite.
 
