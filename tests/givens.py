@@ -78,6 +78,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "meaningful_perturbation": lambda: explain.meaningful_perturbation(null="mean", steps=3),
     "random_map": explain.random_map,
     "saliency": explain.saliency,
+    "smoothed": lambda: explain.smoothed(explain.saliency(), 2.0),
     "smoothgrad": lambda: explain.smoothgrad(3, 0.1),
     "sparsified_smoothgrad": lambda: explain.sparsified_smoothgrad(6, 0.2, 0.3),
     "vargrad": lambda: explain.vargrad(3, 0.1),

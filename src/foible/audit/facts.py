@@ -258,6 +258,11 @@ FACTS: dict[str, Facts] = {
         "Not Just a Black Box: Learning Important Features Through Propagating Activation "
         "Differences", (), "1", "1",
     ),
+    "smoothed": Facts(
+        "Dombrowski et al. 2019",
+        "Explanations Can Be Manipulated and Geometry Is to Blame",
+        ("X4",), "its explainer's", "its explainer's",
+    ),
     "smoothgrad": Facts(
         "Smilkov et al. 2017", "SmoothGrad: Removing Noise by Adding Noise",
         ("B2",), "samples", "samples",

@@ -64,6 +64,7 @@ from foible.explain.sanity import Randomised, Retrained, randomisation, retraini
 from foible.explain.scoring import Comparison, Measure, Score, compare
 from foible.explain.shapley import ExactShapley, KernelShap, exact_shapley, kernel_shap
 from foible.explain.shapley_trees import tree_shap
+from foible.explain.softened import Smoothed, smoothed
 from foible.explain.surrogate import Lime, LocalFit, TabularLime, lime, tabular_lime
 from foible.explain.visual import CellSwaps, VisualCounterfactual, visual_counterfactual
 from foible.explain.worst_case import Sensitive, Sensitivity, sensitivity
@@ -107,6 +108,7 @@ __all__ = [
     "Sensitive",
     "Sensitivity",
     "SmoothGrad",
+    "Smoothed",
     "SparsifiedSmoothGrad",
     "TabularLime",
     "VarGrad",
@@ -151,6 +153,7 @@ __all__ = [
     "saliency",
     "scale_of",
     "sensitivity",
+    "smoothed",
     "smoothgrad",
     "sparsified_smoothgrad",
     "stability",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,8 +28,11 @@ class SharpSoftplus(nn.Module):
         return sharp_softplus(x, self.beta)
 
 
-class _Softening(TorchFunctionMode):
-    """Every functional ReLU within is a softplus, in place where the ReLU is."""
+class Softening(TorchFunctionMode):
+    """Every ReLU within, a module's or a function, is a softplus; in place where the ReLU is.
+
+    Attributes: beta, found (how many there were).
+    """
 
     def __init__(self, beta: float) -> None:
         super().__init__()
@@ -53,9 +58,23 @@ class SoftplusTwin(TorchModel):
         super().__init__(net, held.bounds, held.preprocess, held.outputs)
         self.beta, self.modules = beta, modules
 
+    @contextmanager
+    def at(self, beta: float) -> Iterator[None]:
+        """Give the twin another sharpness within."""
+        own, soft = self.beta, [m for m in self.net.modules() if isinstance(m, SharpSoftplus)]
+        try:
+            self.beta = beta
+            for module in soft:
+                module.beta = beta
+            yield
+        finally:
+            self.beta = own
+            for module in soft:
+                module.beta = own
+
     def scores(self, x: Tensor) -> Tensor:
         """Return logits (B, K); raises InputError where there is no ReLU at all."""
-        with _Softening(self.beta) as softening:
+        with Softening(self.beta) as softening:
             scores = super().scores(x)
         if self.modules + softening.found == 0:
             raise InputError(
