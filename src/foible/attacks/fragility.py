@@ -201,8 +201,9 @@ def fragile(
     (None: the model itself); the best point whose label on the true model is kept is returned, the
     clean input where there is none. Any differentiable explainer.
 
-    We add momentum to the paper's sign steps, and take steps of half of eps: on the bundled
-    models 51 % of the top 100 stay so at eps 0.02, instead of 59 % without.
+    We add momentum to the paper's sign steps and take steps of half of eps: of 64 images of the
+    bundled standard model 49 % of the top 100 stay after 50 steps at eps 0.02, instead of 56 %
+    after steps of a tenth without momentum.
 
     >>> import foible
     >>> net, x = foible.zoo.load("standard"), foible.zoo.sample()[0][:8]

@@ -229,15 +229,15 @@ FACTS: dict[str, Facts] = {
     "bend": Facts(
         "Dombrowski et al. 2019",
         "Explanations Can Be Manipulated and Geometry Is to Blame",
-        ("X4",), "about 3 * steps explanations", "about 3 * steps explanations",
+        ("X4",), "about 3 * steps * its explainer's", "about 3 * steps * its explainer's",
     ),
     "fool_both": Facts(
         "Zhang et al. 2020", "Interpretable Deep Learning under Fire",
-        ("S17",), "about 4 * steps explanations", "about 3 * steps explanations",
+        ("S17",), "about 4 * steps * its explainer's", "about 3 * steps * its explainer's",
     ),
     "fragile": Facts(
         "Ghorbani et al. 2019", "Interpretation of Neural Networks Is Fragile",
-        ("X1",), "about 3 * steps explanations", "about 3 * steps explanations",
+        ("X1",), "about 3 * steps * its explainer's", "about 3 * steps * its explainer's",
     ),
     "fool_map": Facts(
         "Subramanya et al. 2019", "Fooling Network Interpretation in Image Classification",
