@@ -1,4 +1,4 @@
-"""How far a map moves in a small ball: random search, as captum does it, and an attack.
+"""How far a map moves in a small ball: random search and an attack.
 
 python benchmarks/sensitivity.py [--quick] [--samples 200] [--threads 1]
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 
 from common import MODELS, Section, command_line, finish, header, images, load
-from torch import Tensor
 
 import foible
 from foible import explain
@@ -17,27 +16,6 @@ from foible.explain import Explanation
 BAR = ("what", "measured", "bar", "verdict")
 WHAT = ("attack", "random", "corners", "attack / random", "at least as large", "spent: f + b", "s")
 BUDGET = 100
-
-
-def captum(table: Section, count: int) -> None:
-    """captum's own figure with as many points: the same random search, another generator."""
-    from captum.attr import Saliency
-    from captum.metrics import sensitivity_max
-
-    net, (x, y) = load("standard"), images(count)
-    tried = explain.sensitivity(explain.saliency(), 0.02, BUDGET, "random")(net, x, y)
-    saliency = Saliency(net)
-
-    def maps(inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
-        return saliency.attribute(inputs[0], target=target, abs=False)
-
-    theirs = sensitivity_max(
-        maps, x, perturb_radius=0.02, n_perturb_samples=BUDGET - 3, target=y,
-        max_examples_per_batch=count,
-    )  # fmt: skip
-    ratio = float((tried.values / theirs.double()).median())
-    table.add("captum", "the standard model at 0.02: ours by random points / captum's, median",
-              ratio, "about 1", "reported")  # fmt: skip
 
 
 def measured(
@@ -88,9 +66,8 @@ def main() -> None:
             ("integrated_gradients", explain.integrated_gradients(10), count // 10),
         ):
             measured(table, model, method, explainer, 0.02, some)
-    captum(bars, min(count, 50))
     head = header(
-        "Worst-case sensitivity of maps", ["captum"],
+        "Worst-case sensitivity of maps", [],
         "max |map(x') - map(x)| / |map(x)| over an Linf ball (Yeh et al. 2019), on the true net, "
         f"on the first images. foible {foible.__version__}: `explain.sensitivity`, at equal cost.",
     )  # fmt: skip
