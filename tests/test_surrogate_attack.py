@@ -105,9 +105,11 @@ def test_one_surrogate_is_followed_until_the_next() -> None:
     way = nn.functional.cosine_similarity(four.x - x, one.x - x)[length > 0.1]
     torch.testing.assert_close(way, torch.ones_like(way), rtol=0, atol=1e-9)
 
-    easy = attacks.surrogate_attack(L2(50.0), lime, 300, 10, 5)(wrap(net, bounds=(-99, 99)), x,
-                                                                net(x).argmax(1))  # fmt: skip
-    assert bool(easy.success.all()) and int(easy.forwards.max()) < 160
+    # Fallen after one move: the clean look, one fit, two verdicts, and no second fit.
+    easy = attacks.surrogate_attack(L2(50.0), lime, 300, 10, 1)
+    found = easy(wrap(net, bounds=(-99.0, 99.0)), x, net(x).argmax(1))
+    assert bool(found.success.all())
+    assert found.forwards.unique().tolist() == [1 + (1 + easy.direction.samples) + 1 + 1]
 
 
 def test_a_forest_falls_to_it_where_random_directions_fail() -> None:
