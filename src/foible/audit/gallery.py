@@ -63,10 +63,15 @@ def _gallery(run: Run, cell: Cell, arrays: list[Any]) -> Part:
                 "lines": list(zip(("clean", "attacked"), seen, lines, strict=True)),
             }
         )
-    missed = [
-        real((m.get("residual") or {}).get("median")) for m in cell.detail.get("methods") or []
-    ]
+    found = [m.get("residual") or {} for m in cell.detail.get("methods") or []]
+    missed = [_missed(real(one.get("median"))) for one in found]
     return {"rows": rows, "columns": ["input", *titles], "residuals": [None, *missed]}
+
+
+def _missed(share: float | None) -> str | None:
+    if share is None:
+        return None
+    return "under 0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
 
 
 def scores(run: Run) -> list[Part]:

@@ -115,10 +115,10 @@ def labelled_lines(
         for height, (curve, _) in zip(heights, named, strict=True):
             if by_area and not curve.dashed:  # the ink is in a mark: as text it would be too pale
                 axes.plot(
-                    [1.0], [height], marker="s", markersize=6, color=series_ink(curve.series),
+                    [1.03], [height], marker="s", markersize=6, color=series_ink(curve.series),
                     transform=axes.get_yaxis_transform(), clip_on=False,
                 )  # fmt: skip
-        right.tick_params(axis="y", colors=INK, pad=1)
+        right.tick_params(axis="y", colors=INK, pad=12 if by_area else 1)
         for tick, (curve, _) in zip(right.get_yticklabels(), named, strict=True):
             tick.set_color(MUTED if curve.quiet or curve.dashed else INK)
     return figure
