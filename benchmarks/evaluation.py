@@ -5,6 +5,7 @@ python benchmarks/evaluation.py [--quick] [--samples 64]
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 
 import torch
@@ -64,16 +65,45 @@ def loop(net: nn.Module, x: Tensor, maps: Tensor, y: Tensor, steps: int) -> list
     return areas
 
 
+def quantus(net: nn.Module, x: Tensor, maps: Tensor, y: Tensor, steps: int) -> Tensor:
+    """The curve (B, steps) by Quantus, all images in one batch, without the whole input."""
+    from quantus import PixelFlipping
+
+    measure = PixelFlipping(
+        features_in_step=x[0].numel() // steps, normalise=False, perturb_baseline="black",
+        disable_warnings=True,
+    )  # fmt: skip
+    found = measure(
+        net, x.numpy(), y.numpy(), a_batch=maps.numpy(), channel_first=True, batch_size=len(x)
+    )
+    return torch.tensor(found).double()
+
+
+def bare(net: nn.Module, x: Tensor, times: int) -> None:
+    with torch.no_grad():
+        for _ in range(times):
+            net(x)
+
+
 def time(samples: int, runs: int, now: object, table: Section) -> None:
-    """The same areas by both; foible's time holds the control as well, twice the work."""
+    """The same areas by all; foible's time holds the control as well, twice the work."""
     net, (x, y) = load("standard"), images(samples)
     maps = foible.explain.saliency()(net, x, y)
     measure = foible.explain.deletion(28)
     ours = measure(net, x, maps, y).values
     gap = float((ours - torch.tensor(loop(net, x, maps, y, 28)).double()).abs().max())
     table.bar("deletion-gap", "largest difference of any area", gap, "<=", 1e-5)
+    curve = measure(net, x, maps, y).curve
+    assert curve is not None
+    gap = float((curve[:, 1:].double() - quantus(net, x, maps, y, 28)).abs().max())
+    table.bar("deletion-gap-quantus", "largest difference of any point, Quantus", gap, "<=", 1e-4)
     times = alternate(
-        {"foible": lambda: measure(net, x, maps, y), "loop": lambda: loop(net, x, maps, y, 28)},
+        {
+            "foible": lambda: measure(net, x, maps, y),
+            "loop": lambda: loop(net, x, maps, y, 28),
+            "quantus": lambda: quantus(net, x, maps, y, 28),
+            "floor": lambda: bare(net, x, 2 * 29),
+        },
         runs, now,
     )  # fmt: skip
     what = f"{samples} images, 28 steps: loop / foible with its control "
@@ -81,9 +111,16 @@ def time(samples: int, runs: int, now: object, table: Section) -> None:
     table.bar("deletion-time", what, ratio(times, "loop", "foible"), ">=", 10)
     table.add("deletion-time-curve", "the same without the control, which the loop has not: twice",
               f"{2 * ratio(times, 'loop', 'foible'):.1f}", "none", "reported")  # fmt: skip
+    what = "Quantus, one batch / foible with its control "
+    what += f"(rounds: {spread(times, 'quantus', 'foible')})"
+    table.bar("deletion-time-quantus", what, ratio(times, "quantus", "foible"), ">=", 10)
+    what = "foible with its control / bare forwards of as many images, in batches: nothing can be "
+    what += "faster by more"
+    table.add("deletion-time-floor", what, ratio(times, "foible", "floor"), "none", "reported")
 
 
 def main() -> None:
+    warnings.simplefilter("ignore")
     args = command_line(__doc__ or "", "evaluation", ("scores", "time"), 3)
     how = setting(args)
     count = min(how.samples, 128)
@@ -92,7 +129,7 @@ def main() -> None:
     scores(count, first)
     time(count, how.runs, how.now, second)
     head = header(
-        "Scores of maps", [],
+        "Scores of maps", ["quantus"],
         "Mean and 95 % interval over images that are classified rightly; each score beside that of "
         "the map's own values, shuffled. No ranking over several definitions.",
     )  # fmt: skip
