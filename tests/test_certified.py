@@ -203,7 +203,8 @@ def test_what_cannot_be_certified_is_refused() -> None:
         with pytest.raises(InputError, match="p lies between"):
             explain.certify(explain.sparsified_smoothgrad(5), counted, x, 1, p=p)
         assert counted.forwards == 0
-    for wrong in ({"share": 0.0}, {"share": 1.5}, {"sigma": 0.0}, {"samples": 0}):
+    for wrong in ({"share": 0.0}, {"share": 1.5}, {"sigma": 0.0}, {"samples": 0},
+                  {"sigma": float("nan")}):  # fmt: skip
         with pytest.raises(InputError):
             explain.sparsified_smoothgrad(**wrong)
     with pytest.raises(KindError, match="torch tensor"):

@@ -146,3 +146,8 @@ def test_what_does_not_fit_is_said(small) -> None:
         attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, y, x[:2])
     with pytest.raises(InputError, match="one class"):
         attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, y, target=y[:2])
+    with pytest.raises(InputError, match="target holds class"):
+        attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, y, target=y + 4)
+    one = nn.Sequential(net, nn.Linear(4, 1).double())
+    with pytest.raises(InputError, match="1 score"):
+        attacks.fool_both(Linf(0.1), explain.saliency(), K)(one, x, 0 * y)

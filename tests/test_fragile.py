@@ -9,11 +9,12 @@ from replicas.fragile import moved_by_hand, share_on_top
 from torch import Tensor, nn
 
 from foible import attacks, explain
-from foible.attacks.fragility import centre, mass
-from foible.core.errors import InputError
+from foible.attacks.fragility import FarFromCentre, LessOnTop, centre, mass
+from foible.core.errors import InputError, KindError
+from foible.core.rows import Rows
 from foible.models import softplus_twin, wrap
 from foible.parts.searches import Ascent
-from foible.parts.threats import L2, Linf
+from foible.parts.threats import L2, Linf, Spatial
 
 K = 6
 
@@ -27,6 +28,8 @@ def case() -> tuple[nn.Module, Tensor, Tensor]:
     )  # fmt: skip
     net = filled(net.double(), 3, 1.5).double()
     x = rand(6, 2, 8, 8, seed=1, dtype=torch.float64)
+    with torch.no_grad():  # so that labels differ, and can be lost
+        net[5].bias -= net(x).mean(0)
     return net, x, predicted(net, x)
 
 
@@ -82,14 +85,19 @@ def test_the_figures_are_the_true_models(aim: str, case) -> None:
     assert torch.equal(found.moved, (found.x != x).flatten(1).any(1))
 
 
-def test_it_is_the_papers_loop_written_slowly(case) -> None:
-    """Sign steps with momentum on the twin, the best kept point of the true net, one by one."""
+@pytest.mark.parametrize(("eps", "beta"), [(0.08, 20.0), (0.25, 2.0)])
+def test_it_is_the_papers_loop_written_slowly(eps: float, beta: float, case) -> None:
+    """Sign steps with momentum on the twin, the best kept point of the true net, one by one.
+
+    The second twin is soft, so that its labels and maps are not the net's.
+    """
     net, x, y = case
-    attack = attacks.fragile(Linf(0.08), explain.saliency(), "top", K, 6, beta=20.0)
+    attack = attacks.fragile(Linf(eps), explain.saliency(), "top", K, 6, beta=beta)
     found = attack(net, x, y)
-    twin = softplus_twin(net, 20.0).net
+    twin = softplus_twin(net, beta).net
+    assert beta > 9 or not torch.equal(predicted(twin, x), y)
     for i in range(len(x)):
-        wanted = moved_by_hand((net, twin), x[i], int(y[i]), 0.08, K, 6)
+        wanted = moved_by_hand((net, twin), x[i], int(y[i]), eps, K, 6)
         torch.testing.assert_close(found.x[i], wanted, rtol=0, atol=1e-12)
         assert float(-found.after[i]) == pytest.approx(
             share_on_top(net, x[i], wanted, int(y[i]), K)
@@ -104,6 +112,21 @@ def test_a_label_that_is_not_there_is_left_alone(case) -> None:
     assert found.kept.tolist() == [i != 2 for i in range(6)]
     rest = attacks.fragile(Linf(0.1), explain.saliency(), k=K, steps=4)(net, x, y)
     assert torch.equal(found.x[:2], rest.x[:2])
+
+
+def test_nor_is_a_label_that_the_search_would_reach(case) -> None:
+    """A change wide enough for another label: it was not there to be kept."""
+    net, x, y = case
+    second = net(x).detach().scatter(1, y[:, None], float("-inf")).argmax(1)
+    saliency = explain.saliency()
+    reached = attacks.pgd(Linf(0.4), 12)(net, x, y, target=second).success
+    assert reached.any()
+    found = attacks.fragile(Linf(0.4), saliency, k=K, steps=12)(net, x, second)
+    assert not found.kept.any() and torch.equal(found.x, x) and not found.moved.any()
+    order = saliency(net, x, y).roll(1, 0)
+    bent = attacks.bend(Linf(0.4), saliency, 12, tolerance=None)(net, x, second, order)
+    assert not bent.kept.any() and torch.equal(bent.x, x)
+    assert torch.equal(bent.similarity, bent.before)
 
 
 def test_where_every_step_loses_the_label_the_clean_input_comes_back() -> None:
@@ -157,6 +180,15 @@ def test_a_map_that_vanishes_is_no_success() -> None:
         assert found.map.abs().sum() > 0
 
 
+def test_a_map_of_nothing_is_far_from_nowhere(case) -> None:
+    x = case[1]
+    rows = Rows(torch.arange(2), torch.arange(2), x[:2], torch.zeros(2, dtype=torch.int64))
+    rows.extra["map"] = x[:2]
+    nothing = torch.zeros_like(x[:2])
+    assert FarFromCentre(explain.saliency()).value(nothing, rows).tolist() == [0.0, 0.0]
+    assert LessOnTop(explain.saliency(), K).value(nothing, rows).tolist() == [-1.0, -1.0]
+
+
 def test_smooth_nets_are_searched_themselves() -> None:
     net = softened()
     images = rand(3, 10, seed=4, dtype=torch.float64)
@@ -204,6 +236,22 @@ def test_tables_and_l2(case) -> None:
             "top, centre, region",
         ),
         (lambda x, y, n: attacks.fragile(Linf(0.1), explain.saliency(), k=0), "k=0"),
+        (lambda x, y, n: attacks.fragile(Linf(0.1), explain.saliency(), steps=0), "steps=0"),
+        (lambda x, y, n: attacks.bend(Linf(0.1), explain.saliency(), 0), "steps=0"),
+        (
+            lambda x, y, n: attacks.bend(Linf(0.1), explain.saliency())(n, x, y, x / 0),
+            "target_map is NaN or infinite",
+        ),
+        (
+            lambda x, y, n: attacks.fragile(Linf(0.1), explain.saliency(), k=K)(n, x, y + 3),
+            "y holds class",
+        ),
+        (
+            lambda x, y, n: attacks.fragile(Linf(0.1), explain.saliency(), k=K)(
+                nn.Sequential(n, nn.Linear(3, 1).double()), x, 0 * y
+            ),
+            "1 score",
+        ),
         (lambda x, y, n: attacks.fragile(Linf(0.1), explain.saliency())(n, x, y), "k=100 of 64"),
         (
             lambda x, y, n: attacks.fragile(Linf(0.1), explain.saliency(), "region", 5)(n, x, y),
@@ -229,6 +277,14 @@ def test_what_does_not_fit_is_said(make, says: str, case) -> None:
     net, x, y = case
     with pytest.raises(InputError, match=says):
         make(x, y, net)
+
+
+def test_kinds_that_do_not_fit_are_said(case) -> None:
+    net, x, y = case
+    with pytest.raises(KindError, match="moves a few parameters"):
+        attacks.fragile(Spatial(10.0, 1.0), explain.saliency())
+    with pytest.raises(KindError, match="pass a torch tensor"):
+        attacks.fragile(Linf(0.1), explain.saliency(), k=K)(net, x.numpy(), y)
 
 
 def test_its_search_is_a_part() -> None:

@@ -69,6 +69,20 @@ def test_a_start_is_noise_of_the_box() -> None:
     assert float(inside.std()) == pytest.approx(4 / 12**0.5, abs=0.1)
 
 
+@pytest.mark.parametrize("low", [-torch.inf, 0.0])
+def test_without_a_box_a_start_is_within_reach_all_the_same(low: float) -> None:
+    x = 5 + rand(60, 1, 6, 6, seed=1)
+    patch = Patch(4, 4, 1, 1, box=Box(low, torch.inf))
+    made = patch.render(rows_of(x), patch.start(rows_of(x), Rng(0).at(torch.arange(60))))
+    inside = (made - x if low < 0 else made)[:, :, 1:5, 1:5]
+    assert float(inside.mean()) == pytest.approx(0.5 if low == 0 else 0.0, abs=0.03)
+    assert float(inside.std()) == pytest.approx(1 / 12**0.5, abs=0.03)
+    net = foible.wrap(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(36, 3)))
+    free = foible.wrap(net.net, bounds=(-torch.inf, torch.inf))
+    y = free(x).argmax(1)
+    assert attacks.fool_map(patch, explain.saliency(), 3)(free, x, y).x.isfinite().all()
+
+
 def test_a_patch_that_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match=r"leaves an image of 6 x 6"):
         Patch(4, 4, 3, 0).where(rows_of(rand(1, 1, 6, 6, seed=1)))

@@ -110,6 +110,18 @@ def test_a_map_that_is_nothing_has_no_sensitivity() -> None:
     assert found.values.tolist() == [0.0, 0.0]
 
 
+def test_inputs_that_lie_in_no_ball_are_refused(relu) -> None:
+    """They would be told a sensitivity of 0, as if their maps held."""
+    net, x, y = relu
+    for how in ("attack", "random"):
+        some = explain.sensitivity(explain.saliency(), 0.05, 30, how)
+        with pytest.raises(InputError, match="bounds are"):
+            some(net, 2 * x, y)
+        with pytest.raises(InputError, match="x is empty"):
+            some(net, x[:0], y[:0])
+        assert some(wrap(net, bounds=(0.0, 2.0)), 2 * x, y).values.min() > 0
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -18,8 +18,8 @@ from foible.core.progress import tick
 from foible.core.rows import Rows, take
 from foible.core.search import Search
 from foible.core.solver import independent_verdict, solve
-from foible.core.threat import Box, Threat
-from foible.explain.base import check_inputs
+from foible.core.threat import Threat
+from foible.explain.base import check_bounds, check_inputs
 from foible.models import as_model
 from foible.parts.objectives import CrossEntropy
 
@@ -351,14 +351,7 @@ def check_batch(x: Any, y: Any, target: Any, bounds: tuple[float, float]) -> Non
             )
         if int(labels.min()) < 0:
             raise InputError(f"{name} holds {int(labels.min())}: classes are counted from 0")
-    low, high = float(x.detach().min()), float(x.detach().max())
-    slack = 1e-7 * Box(*bounds).width  # what a threat's own judge allows
-    if low < bounds[0] - slack or high > bounds[1] + slack:
-        raise InputError(
-            f"x spans [{low:.4g}, {high:.4g}] and the model's bounds are [{bounds[0]:g}, "
-            f"{bounds[1]:g}]: scale x into the bounds, or wrap the model with the bounds of your "
-            "data, e.g. foible.wrap(net, bounds=(0, 255)); mean and std go into preprocess="
-        )
+    check_bounds(x, bounds)
 
 
 def check_labels(rows: Rows, classes: int) -> None:

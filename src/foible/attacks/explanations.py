@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from foible.attacks.base import check_batch, needs_eps
+from foible.attacks.base import check_batch, check_labels, needs_eps
 from foible.core.errors import InputError
 from foible.core.oracle import Oracle
 from foible.core.problem import Goal, Kept, Problem, View
@@ -77,15 +78,21 @@ class MapAttack(MapSearch):
         given: dict[str, Tensor], seed: int = 0,
     ) -> Hunted:  # fmt: skip
         """Search as `MapSearch`, after the checks."""
-        check_batch(x, y, None, as_model(model).bounds)
+        check_batch(x, y, given.get("target"), as_model(model).bounds)
         return super().hunt(model, x, y, wish, given, seed)
+
+    def _looked_at(self, judge: Oracle, rows: Rows, labels: Tensor | None) -> Rows:
+        rows = super()._looked_at(judge, rows, labels)
+        check_labels(rows, judge.classes)
+        return rows
 
 
 @dataclass(frozen=True)
 class Bent:
     """What bending found.
 
-    x: (B, *shape) the bent inputs; similarity: (B,) of the true model's map to the order,
+    x: (B, *shape) the bent inputs, clean where no point that keeps the label had a better map,
+    and of samples of another label; similarity: (B,) of the true model's map to the order,
     and `before` that of the clean one; kept: (B,) bool, the label stayed, and its probability
     within the tolerance.
     """
@@ -141,14 +148,16 @@ def bend(
     We maximise the cosine of absolute maps inside a ball, by sign steps with momentum, instead of
     penalising a squared distance by Adam; beta stays as it is, where the authors let it grow.
     """
-    search = Ascent(steps, None, min(1.0, 10 / steps), "clean", 0.9)
+    search = Ascent(steps, None, min(1.0, 10 / max(steps, 1)), "clean", 0.9)
     return Bend(needs_eps(threat), explainer, search, beta, tolerance)
 
 
 def same_shape(name: str, given: Tensor, x: Tensor) -> None:
-    """Refuse what is not one tensor a sample, of its shape."""
+    """Refuse what is not one tensor a sample, of its shape, of numbers."""
     if given.shape != x.shape:
         raise InputError(
             f"{name} has shape {tuple(given.shape)} and x {tuple(x.shape)}: give one a sample, of "
             "its shape"
         )
+    if not bool(torch.isfinite(given).all()):
+        raise InputError(f"{name} is NaN or infinite in places: give numbers")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from foible.attacks.fragility import mass, positions
 from foible.core.errors import InputError
 from foible.core.oracle import Oracle
 from foible.core.problem import Fooled, Problem, View
-from foible.core.rows import Rows, per_row
+from foible.core.rows import Rows
 from foible.core.threat import Threat
 from foible.explain.base import Explanation
 from foible.explain.evaluate import rank_correlation, topk_intersection
@@ -82,8 +81,8 @@ class FooledBoth:
     not hold from the start; the others come back as they are, so that rates count these. topk: (B,)
     the share of the k strongest positions of the wanted map that are among those of the map of
     `label` at x. rank: (B,) Spearman's correlation of the two. similarity: (B,) the cosine of their
-    masses. clean_map, map: (B, *shape), of y at the clean input and of `label` at x. forwards,
-    backwards: (B,) int64, of both models together.
+    masses. clean_map, map: (B, *shape), of y at the clean input and of `label` at x; where x is the
+    clean input both are the former. forwards, backwards: (B,) int64, of both models together.
     """
 
     x: Tensor
@@ -109,7 +108,7 @@ class FoolBoth(MapAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.safe < 0 or self.weight <= 0:
+        if not (self.safe >= 0 and self.weight > 0):
             raise InputError(
                 f"safe={self.safe}, weight={self.weight}: a margin of at least 0, and a positive "
                 "weight, or no sample leaves its class"
@@ -120,9 +119,9 @@ class FoolBoth(MapAttack):
         both = FooledAsWanted(wish, self.safe, self.weight)
         return Problem(twin, threat, both, Fooled(), prefer=wish, judge=judge)
 
-    def worth(self, before: Tensor, after: Tensor) -> Tensor:
-        """Every success is worth it: the clean input is none."""
-        return torch.ones_like(before, dtype=torch.bool)
+    def worth(self, started: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Every success is worth it, unless the clean input was one: then nothing is to be done."""
+        return ~started
 
     def __call__(
         self, model: Any, x: Tensor, y: Tensor, target_map: Tensor | None = None, *,
@@ -141,22 +140,12 @@ class FoolBoth(MapAttack):
             same_shape("target_map", target_map, x)
             given["target_map"] = target_map.detach().to(x)
         hunted = self.hunt(model, x, y, AsWanted(self.explainer), given, seed)
-        rows = hunted.rows
-        assert rows.scores is not None
-        clean = rows.scores.argmax(1)
-        attacked = clean == rows.y if rows.target is None else clean != rows.target
-        # Where the goal held from the start, nothing was to be done.
-        end, seen = (
-            torch.where(per_row(attacked, x), a, b)
-            for a, b in ((hunted.x, rows.x), (hunted.found, hunted.clean))
-        )
-        label = torch.where(attacked, hunted.label, clean)
-        order, now = mass(wanted(rows)), mass(seen)
+        order, now = mass(wanted(hunted.rows)), mass(hunted.found)
         return FooledBoth(
-            end, hunted.success | ~attacked, label, attacked,
+            hunted.x, hunted.success, hunted.label, ~hunted.started,
             topk_intersection(order, now, self.k), rank_correlation(order, now),
             F.cosine_similarity(order.flatten(1), now.flatten(1)),
-            hunted.clean, seen, hunted.forwards, hunted.backwards,
+            hunted.clean, hunted.found, hunted.forwards, hunted.backwards,
         )  # fmt: skip
 
 

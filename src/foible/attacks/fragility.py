@@ -14,7 +14,7 @@ from foible.attacks.explanations import MapAttack
 from foible.core.errors import InputError
 from foible.core.rows import Rows
 from foible.core.threat import Threat
-from foible.explain.base import Explanation
+from foible.explain.base import Explanation, check_inputs
 from foible.explain.evaluate import rank_correlation, topk_intersection
 from foible.explain.moving import OfMap
 from foible.parts.searches import Ascent
@@ -166,6 +166,7 @@ class Fragile(MapAttack):
 
     def _given(self, x: Tensor, region: Tensor | None) -> dict[str, Tensor]:
         """Check x and the region; return the latter as (B, *positions)."""
+        check_inputs(x)
         places = positions(x, self.k)
         if self.aim == "centre" and len(places) < 2:
             raise InputError(

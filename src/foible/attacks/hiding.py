@@ -98,7 +98,7 @@ def fool_map(
             f"{type(explainer).__name__} is not differentiable, and the patch follows the map's "
             "gradient: choose another, e.g. foible.explain.grad_cam()"
         )
-    if weight < 0 or not 0 < step <= 1:
+    if not weight >= 0 or not 0 < step <= 1:
         raise InputError(f"weight={weight}, step={step}: not below 0, and in (0, 1]")
     search = Ascent(steps, None, step, "random", 0.9)
     objective = Hidden(threat, explainer, weight) if weight else CrossEntropy()

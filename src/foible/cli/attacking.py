@@ -144,7 +144,12 @@ def _build(
             size = Plan(eps=0.1 * (high - low)).radius(norm.lower(), x[0].numel())
         options["threat"] = ball[norm.lower()](size)
     needed = [n for n, p in known.items() if p.default is p.empty and n not in options]
-    made = None if needed else entry.made(**options)
+    if needed:
+        raise InputError(
+            f"{entry.name} needs {', '.join(needed)}; use it from Python: "
+            f"foible.attacks.{entry.name}"
+        )
+    made = entry.made(**options)
     if not isinstance(made, Attack):
         raise InputError(
             f"{entry.name} does not attack single pictures; use it from Python: "

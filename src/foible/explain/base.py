@@ -17,6 +17,7 @@ from foible.core.oracle import Oracle
 from foible.core.problem import Objective
 from foible.core.randomness import Draw, Rng
 from foible.core.rows import Rows
+from foible.core.threat import Box
 from foible.models import as_model
 from foible.parts.objectives import Logit
 
@@ -151,4 +152,18 @@ def check_inputs(x: Any) -> None:
         raise InputError(
             f"x is NaN or infinite in {int(bad.sum())} of {len(x)} samples (rows {where}): "
             "remove these rows or impute their values"
+        )
+
+
+def check_bounds(x: Tensor, bounds: tuple[float, float]) -> None:
+    """Refuse no inputs at all, and inputs outside the model's bounds, which no threat holds."""
+    if len(x) == 0:
+        raise InputError("x is empty: an attack on no samples measures nothing")
+    low, high = float(x.detach().min()), float(x.detach().max())
+    slack = 1e-7 * Box(*bounds).width  # what a threat's own judge allows
+    if low < bounds[0] - slack or high > bounds[1] + slack:
+        raise InputError(
+            f"x spans [{low:.4g}, {high:.4g}] and the model's bounds are [{bounds[0]:g}, "
+            f"{bounds[1]:g}]: scale x into the bounds, or wrap the model with the bounds of your "
+            "data, e.g. foible.wrap(net, bounds=(0, 255)); mean and std go into preprocess="
         )

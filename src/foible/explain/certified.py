@@ -106,7 +106,7 @@ class Certificate:
     p: float = 0.95
 
     def __post_init__(self) -> None:
-        if not 0 < self.p < 1 or self.samples < 1 or self.sigma <= 0:
+        if not 0 < self.p < 1 or self.samples < 1 or not self.sigma > 0:
             raise InputError(
                 f"p={self.p}, samples={self.samples}, sigma={self.sigma}: p lies between 0 and 1, "
                 "there is one sample at least, and noise"

@@ -48,7 +48,7 @@ class Noisy(Explanation):
     sigma: float = 0.15
 
     def __post_init__(self) -> None:
-        if self.samples < 1 or self.sigma < 0:
+        if self.samples < 1 or not self.sigma >= 0:
             raise InputError(f"samples={self.samples}, sigma={self.sigma}: at least 1, at least 0")
 
     def _gradients(

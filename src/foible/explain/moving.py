@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from foible.core.access import Access
-from foible.core.errors import InputError
+from foible.core.errors import InputError, KindError
 from foible.core.explainer import Field
 from foible.core.oracle import Oracle
 from foible.core.problem import Kept, Problem, View
@@ -24,7 +24,13 @@ from foible.core.rows import Rows, per_row
 from foible.core.search import Search
 from foible.core.solver import independent_verdict, solve
 from foible.core.threat import Threat
-from foible.explain.base import Explanation, as_labels, check_classes, check_inputs
+from foible.explain.base import (
+    Explanation,
+    as_labels,
+    check_bounds,
+    check_classes,
+    check_inputs,
+)
 from foible.models import as_model, softplus_twin
 from foible.parts.searches import Ascent
 
@@ -70,13 +76,15 @@ class OfMap(ABC):
 class Hunted:
     """What a search over maps found, judged on the true model.
 
-    x: (B, *shape), the clean input where nothing better was found. success: (B,) bool, the goal
-    holds at x, within the threat, in a forward of its own. label: (B,) the class of x. clean,
-    found: (B, *shape) the maps of the input as it was and of x. before, after: (B,) what the wish
-    says of both. rows: as searched. forwards, backwards: (B,) int64, of both models together.
+    x: (B, *shape), the clean input where nothing better was found. started: (B,) bool, the goal
+    held at the clean input. success: (B,) bool, it holds at x, within the threat, in a forward of
+    its own. label: (B,) the class of x. clean, found: (B, *shape) the maps of the input as it was
+    and of x. before, after: (B,) what the wish says of both. rows: as searched. forwards,
+    backwards: (B,) int64, of both models together.
     """
 
     x: Tensor
+    started: Tensor
     success: Tensor
     label: Tensor
     clean: Tensor
@@ -108,6 +116,13 @@ class MapSearch:
                 f"{type(self.explainer).__name__} is not differentiable, and this search follows "
                 "the map's own gradient: choose another, e.g. foible.explain.saliency()"
             )
+        if self.threat.parametric:
+            raise KindError(
+                f"{type(self.threat).__name__} moves a few parameters, and maps are searched for "
+                "among inputs: use a ball"
+            )
+        if self.search.steps < 1:
+            raise InputError(f"steps={self.search.steps}: at least 1")
 
     def posed(self, twin: Oracle, judge: Oracle | None, threat: Threat, wish: OfMap) -> Problem:
         """Return the problem: keep the label, and please the wish.
@@ -127,9 +142,13 @@ class MapSearch:
         y: the labels whose maps are meant, None for the predicted ones. given: tensors (B, ...)
         for `rows.extra`; "map" is added, the true model's map at x. "target" (B,) is the class to
         reach, for goals that want one.
+
+        Raises InputError for no inputs, and for inputs outside the model's bounds: they lie in no
+        threat, so nothing would be found, as of a map that cannot be moved.
         """
         held = as_model(model)
         check_inputs(x)
+        check_bounds(x, held.bounds)
         labels = as_labels(x, y)
         asked = max(self.search.access, self.explainer.access)
         judge = Oracle(held, len(x), asked)
@@ -139,7 +158,8 @@ class MapSearch:
         oracles = (judge,) if twin is judge else (judge, twin)
         threat = self.threat.inside(held.bounds)
         index = torch.arange(len(x), device=x.device)
-        rows = Rows(index, index, x.detach(), 0 * index, None, threat.radii(len(x), x))
+        target = given.get("target")
+        rows = Rows(index, index, x.detach(), 0 * index, target, threat.radii(len(x), x))
         problem = self.posed(twin, None if twin is judge else judge, threat, wish)
         # A map made of many draws holds as many graphs: fewer rows share a batch.
         draws = int(getattr(self.explainer, "steps", getattr(self.explainer, "samples", 1)))
@@ -148,13 +168,14 @@ class MapSearch:
             for oracle in oracles:
                 stack.enter_context(oracle.session(seed))
             rows = self._looked_at(judge, rows, labels)
+            check_classes(rows.y, judge.classes)
             clean = self._maps(judge, rows, rows.x)
             rows.extra.update(given, map=clean)
-            rows = replace(rows, target=given.get("target"))
+            started = problem.goal(View(judge, rows, rows.x, scores=rows.scores))
             best = solve(problem, rows, self.search, seed=seed)
             found = self._maps(judge, rows, best.x, wish)
             before = wish.value(clean, rows)
-            better = best.success & self.worth(before, wish.value(found, rows))
+            better = best.success & self.worth(started, before, wish.value(found, rows))
             end, found = (
                 torch.where(per_row(better, x), a, b) for a, b in ((best.x, rows.x), (found, clean))
             )
@@ -165,20 +186,21 @@ class MapSearch:
         )
         after = wish.value(found, rows)
         return Hunted(
-            end, success, label, clean, found, before, after, rows, forwards, backwards,
+            end, started, success, label, clean, found, before, after, rows, forwards, backwards,
         )  # fmt: skip
 
-    def worth(self, before: Tensor, after: Tensor) -> Tensor:
-        """Return which points (B,) that reach the goal are worth leaving the clean input for."""
-        return after > before
+    def worth(self, started: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Return which points (B,) that reach the goal are worth leaving the clean input for.
+
+        started: where the goal held there; a label that was never there cannot be kept.
+        """
+        return started & (after > before)
 
     def _looked_at(self, judge: Oracle, rows: Rows, labels: Tensor | None) -> Rows:
         """Return the rows with their clean scores and labels; one forward a row."""
         with torch.no_grad():
             parts = rows.index.split(judge.chunk(rows.x))
             scores = torch.cat([judge.scores(rows.x[p], rows.take(p)) for p in parts])
-        if labels is not None:
-            check_classes(labels, judge.classes)
         return replace(rows, scores=scores, y=scores.argmax(1) if labels is None else labels)
 
     def _maps(self, judge: Oracle, rows: Rows, x: Tensor, wish: OfMap | None = None) -> Tensor:

@@ -101,7 +101,7 @@ class Sensitivity:
     def __post_init__(self) -> None:
         if self.how not in HOWS:
             raise InputError(f"how is {self.how!r}: choose {' or '.join(HOWS)}")
-        if self.radius <= 0 or self.budget < 20:
+        if not self.radius > 0 or self.budget < 20:
             raise InputError(
                 f"radius={self.radius}, budget={self.budget}: a positive radius, and at least 20 "
                 "explanations, for the maps themselves cost some"

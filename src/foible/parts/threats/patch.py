@@ -10,7 +10,7 @@ from torch import Tensor
 from foible.core.errors import InputError
 from foible.core.randomness import Draw
 from foible.core.rows import Rows
-from foible.core.threat import Steepest
+from foible.core.threat import Box, Steepest
 from foible.parts.transforms import images
 
 
@@ -52,10 +52,10 @@ class Patch(Steepest):
         return torch.zeros_like(rows.x)
 
     def start(self, rows: Rows, draw: Draw) -> Tensor:
-        """Return a patch of uniform noise."""
-        low, high = (0.0, 1.0) if self.box is None else (self.box.low, self.box.high)
-        noise = low + (high - low) * draw.uniform(rows.shape, rows.x.dtype)
-        return self.project(rows, noise - rows.x)
+        """Return a patch of uniform noise, within half a unit of x where the box has no low end."""
+        noise, box = draw.uniform(rows.shape, rows.x.dtype), self.box or Box(0, 1)
+        z = box.low + box.width * noise - rows.x if box.low > float("-inf") else noise - 0.5
+        return self.project(rows, z)
 
     def render(self, rows: Rows, z: Tensor) -> Tensor:
         """Return x + z inside the patch, and x outside."""
