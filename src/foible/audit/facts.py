@@ -229,15 +229,18 @@ FACTS: dict[str, Facts] = {
     "bend": Facts(
         "Dombrowski et al. 2019",
         "Explanations Can Be Manipulated and Geometry Is to Blame",
-        ("X4",), "about 3 * steps * its explainer's", "about 3 * steps * its explainer's",
+        ("X4",), "about 2 * steps * (its explainer's + 1)",
+        "about steps * (2 * its explainer's + 1)",
     ),
     "fool_both": Facts(
         "Zhang et al. 2020", "Interpretable Deep Learning under Fire",
-        ("S17",), "about 4 * steps * its explainer's", "about 3 * steps * its explainer's",
+        ("S17",), "about 2 * steps * (its explainer's + 1)",
+        "about steps * (2 * its explainer's + 1)",
     ),
     "fragile": Facts(
         "Ghorbani et al. 2019", "Interpretation of Neural Networks Is Fragile",
-        ("X1",), "about 3 * steps * its explainer's", "about 3 * steps * its explainer's",
+        ("X1",), "about steps * (2 * its explainer's + 1)",
+        "about steps * (2 * its explainer's + 1)",
     ),
     "fool_map": Facts(
         "Subramanya et al. 2019", "Fooling Network Interpretation in Image Classification",
