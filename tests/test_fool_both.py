@@ -59,6 +59,34 @@ def test_the_figures_are_those_of_the_class_that_is_seen(small) -> None:
     assert torch.equal(found.x[~found.success], x[~found.success])
 
 
+class Recorder(nn.Module):
+    """Keeps what it is asked; its copies, of which the twin is one, do not."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.asked = net, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.append(x.detach().clone())
+        return self.net(x)
+
+
+def test_of_all_points_that_fool_the_true_net_the_likest_is_returned(small) -> None:
+    """The twin is soft: neither its classes nor its maps are the net's."""
+    net, x, y = small
+    recorder = Recorder(net)
+    found = attacks.fool_both(Linf(0.25), explain.saliency(), K, 12, beta=1.0)(recorder, x, y)
+    seen = torch.stack([asked for asked in recorder.asked if len(asked) == len(x)])
+    assert len({tuple(point.flatten().tolist()) for point in seen}) > 12
+    wanted, best = gradient(net, x, y).abs().sum(1).flatten(1), torch.zeros(len(x)).double()
+    for point in seen:
+        label = predicted(net, point)
+        like = F.cosine_similarity(gradient(net, point, label).abs().sum(1).flatten(1), wanted)
+        best = torch.maximum(best, like * (label != y))
+    assert found.success.any()
+    torch.testing.assert_close(found.similarity[found.success], best[found.success])
+
+
 def test_the_map_is_kept_better_than_by_an_attack_on_the_label_alone() -> None:
     net, x = foible.zoo.load("standard"), foible.zoo.sample()[0][:12]
     y = net(x).argmax(1)
@@ -82,6 +110,7 @@ def test_a_target_and_a_map_to_order(small) -> None:
     assert not found.attacked[0] and found.success[0] and torch.equal(found.x[0], x[0])
     assert found.success[1:].any()
     assert torch.equal(found.success, predicted(net, found.x) == target)
+    torch.testing.assert_close(found.clean_map, gradient(net, x, y))  # of y, not of the target
     free = attack(net, x, y, target=target)
     fell = found.success & free.success & found.attacked
     like = [

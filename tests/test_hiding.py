@@ -45,6 +45,12 @@ def test_outside_nothing_changes_and_inside_everything_may() -> None:
     assert set(made[:, :, ~outside].unique().tolist()) >= {0.0, 1.0}
     assert bool(patch.contains(rows, made).all())
     assert torch.equal(patch.project(rows, z), z)
+    assert bool(((x + z >= -1e-6) & (x + z <= 1 + 1e-6)).all())
+    far = patch.render(rows, 5 * z)  # not projected
+    assert 0 <= far.min() <= far.max() <= 1 and torch.equal(far[:, :, outside], x[:, :, outside])
+    assert patch.step_size(rows, 0.1).item() == pytest.approx(0.1)
+    up = patch.steepest(rows, z, torch.ones_like(x))
+    assert torch.equal(up != 0, (~outside).expand_as(x))
     assert patch.distance(rows, made).tolist() == [6.0] * 5
     assert torch.equal(patch.render(rows, patch.clean(rows)), x)
 
@@ -67,6 +73,7 @@ def test_a_start_is_noise_of_the_box() -> None:
     inside = made[:, :, 1:5, 1:5]
     assert float(inside.mean()) == pytest.approx(1.0, abs=0.15)
     assert float(inside.std()) == pytest.approx(4 / 12**0.5, abs=0.1)
+    assert patch.step_size(rows_of(x), 0.1).item() == pytest.approx(0.4)  # of the box's width
 
 
 @pytest.mark.parametrize("low", [-torch.inf, 0.0])
@@ -128,6 +135,18 @@ def test_the_objective_is_the_papers() -> None:
     share = large[:, :, 18:28, 9:19].sum((1, 2, 3)) / large.sum((1, 2, 3))
     want = -F.cross_entropy(scores, target, reduction="none") - 2 * share
     torch.testing.assert_close(value, want.detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_target_the_map_is_that_of_the_class_that_is_seen() -> None:
+    net = foible.zoo.load("standard").eval()
+    x, _ = foible.zoo.sample()
+    x, label = x[:6], net(x[:6]).argmax(1)
+    wrong = (label + 1) % 10  # as after a success: the class that is seen is not y
+    wish = Hidden(PLACE, explain.saliency(), 2.0)
+    value = wish(View(Oracle(wrap(net), 6, wish.access), rows_of(x, wrong), x))
+    share = share_inside(explain.saliency()(net, x, label), PLACE.where(rows_of(x)))
+    want = F.cross_entropy(net(x), wrong, reduction="none") - 2 * share
+    torch.testing.assert_close(value, want.detach(), rtol=1e-4, atol=1e-5)
 
 
 def test_it_reaches_the_target_and_the_map_points_elsewhere() -> None:

@@ -119,6 +119,14 @@ def test_kept_within_is_label_and_probability(net: Both, x: Tensor) -> None:
     assert torch.equal(KeptWithin()(view), now.argmax(1) == y)
 
 
+def test_bending_is_judged_by_probability_too(net: Both, x: Tensor) -> None:
+    """The penalty alone mostly keeps it; the goal is what promises it."""
+    oracle, wish = Oracle(wrap(net), 6), MapSimilarity(explain.saliency(), 0.02)
+    for tolerance in (0.02, None):
+        bend = attacks.bend(Linf(0.1), explain.saliency(), tolerance=tolerance)
+        assert bend.posed(oracle, oracle, bend.threat, wish).goal == KeptWithin(tolerance)
+
+
 def test_the_similarity_pays_for_probability_beyond_half_the_tolerance(net: Both, x: Tensor):
     clean, at = net(x).detach(), (x + 0.05).detach()
     y = clean.argmax(1)
