@@ -215,6 +215,6 @@ def test_what_cannot_be_certified_is_refused() -> None:
     for k in (0, 5):
         with pytest.raises(InputError, match="choose 1 to 4"):
             found.overlap(k, 0.1)
-    for radius in (-0.1, float("nan"), rand(2, 2, seed=1)):
+    for radius in (-0.1, float("nan"), rand(2, 2, seed=1), torch.full((3,), 0.1)):
         with pytest.raises(InputError, match="radius"):
             found.overlap(2, radius)

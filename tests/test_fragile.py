@@ -149,7 +149,9 @@ def test_where_every_step_loses_the_label_the_clean_input_comes_back() -> None:
     for aim, shape in (("top", (1, 5)), ("centre", (1, 1, 1, 5))):
         x = 0.3 + 0.4 * rand(*shape, seed=2)
         net = filled(Brittle(x), 1, 2.0)
-        attack = attacks.fragile(Linf(0.1), explain.saliency(), aim, k=2, steps=5)
+        with torch.no_grad():
+            net.inner.bias.fill_(5.0)  # so that its map is never 0
+        attack = attacks.fragile(Linf(0.1), explain.gradient_x_input(), aim, k=2, steps=5)
         found = attack(net, x, torch.tensor([0]))
         assert torch.equal(found.x, x) and found.kept.all() and not found.moved.any()
         assert found.topk.tolist() == [1.0] and torch.equal(found.map, found.clean_map)
@@ -244,6 +246,10 @@ def test_tables_and_l2(case) -> None:
         (lambda x, y, n: attacks.fragile(Linf(0.1), explain.saliency(), k=0), "k=0"),
         (lambda x, y, n: attacks.fragile(Linf(0.1), explain.saliency(), steps=0), "steps=0"),
         (lambda x, y, n: attacks.bend(Linf(0.1), explain.saliency(), 0), "steps=0"),
+        (
+            lambda x, y, n: attacks.fragile(Linf(0.1), explain.saliency(), k=K, beta=-1)(n, x, y),
+            "beta=-1",
+        ),
         (
             lambda x, y, n: attacks.bend(Linf(0.1), explain.saliency())(n, x, y, x / 0),
             "target_map is NaN or infinite",

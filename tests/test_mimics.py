@@ -170,3 +170,10 @@ def test_what_cannot_be_taught_is_refused() -> None:
     given = GradientBoostingRegressor(n_estimators=3)
     explain.mimic(Steps(), x, student=given)
     assert not hasattr(given, "estimators_")  # a clone was fitted
+    with pytest.raises(InputError, match="class 2 and the model has classes"):
+        explain.mimic(Steps(), x, torch.full((20,), 2))
+    with pytest.raises(InputError, match="one score an input"):
+        explain.mimic(nn.Sequential(nn.Linear(x.shape[1], 1)).to(x.dtype), x)
+    for student in ("tree", "linear"):
+        with pytest.raises(InputError, match="names for"):
+            explain.mimic(Steps(), x, student=student).rules(["one"])

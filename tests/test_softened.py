@@ -95,6 +95,8 @@ def test_what_cannot_be_smoothed_is_refused(net: Both, x: Tensor) -> None:
         soft(nn.Linear(10, 3).double(), x, 1)
     with pytest.raises(InputError, match="above 0"):
         explain.smoothed(explain.saliency(), 0.0)
+    with pytest.raises(InputError, match="leaky"):
+        soft(nn.Sequential(nn.Linear(10, 3), nn.LeakyReLU()).double(), x, 1)
     for ruled in (explain.guided_backprop(), explain.deep_lift(), explain.lrp()):
         with pytest.raises(KindError, match="rules of its own"):
             explain.smoothed(ruled)

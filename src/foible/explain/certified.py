@@ -142,7 +142,8 @@ class Certificate:
         radius: one number or one a sample, in the input's own units.
         """
         given = torch.as_tensor(radius, dtype=torch.float64, device=self.map.device)
-        if not bool((given >= 0).all()) or given.dim() > 1:
+        fits = given.dim() == 0 or given.shape == (len(self.map),)
+        if not bool((given >= 0).all()) or not fits:
             raise InputError(f"radius={radius}: one number, or one a sample (B,), from 0 up")
         return (self.radii(k) > given.reshape(-1, 1)).double().mean(1)
 

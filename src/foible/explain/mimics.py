@@ -15,7 +15,7 @@ from foible.core.errors import InputError, KindError, MissingExtra
 from foible.core.oracle import Oracle
 from foible.core.randomness import Rng
 from foible.core.rows import Rows
-from foible.explain.base import as_labels, check_inputs
+from foible.explain.base import as_labels, check_classes, check_inputs
 from foible.models import Estimator, as_model, estimator
 from foible.parts.statistics import auc
 
@@ -99,6 +99,10 @@ class Mimic:
         """
         regressor = self.model.held.regressor
         names = names or [f"x{i}" for i in range(regressor.n_features_in_)]
+        if len(names) != regressor.n_features_in_:
+            raise InputError(
+                f"{len(names)} names for {regressor.n_features_in_} features: give one a feature"
+            )
         if hasattr(regressor, "tree_"):
             tell = _sklearn().export_text
             return str(tell(regressor, feature_names=list(names), max_depth=100))
@@ -150,6 +154,13 @@ def mimic(
     fresh = _regressor(student, seed)
     wanted = _answers(held, x, soft, seed)
     classes = wanted.shape[1]
+    if classes < 2:
+        raise InputError(
+            "the teacher gives one score an input, and its probability is always 1: for a binary "
+            'net with a single logit use foible.wrap(net, outputs="logit")'
+        )
+    if truth is not None:
+        check_classes(truth, classes)
     index = torch.arange(len(x))
     order = Rng(seed).split(9).at(index).uniform(()).argsort()
     cut = round(len(x) * held_out)

@@ -86,8 +86,8 @@ class Smoothed(Explanation):
             found = self.inner.attribute(field, rows, draw, create_graph=create_graph)
         if softening.found == 0:
             raise InputError(
-                "no ReLU was found to smooth: the model has no kinks of that kind, so its maps are "
-                "smooth as they are, or it is not made of torch modules"
+                "no ReLU was found to smooth: without kinks the model's maps are smooth as they "
+                "are, and other kinks, such as a leaky ReLU's, are not softened"
             )
         return found
 

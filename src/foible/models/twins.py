@@ -95,6 +95,8 @@ def softplus_twin(model: nn.Module | Model, beta: float = 10.0) -> SoftplusTwin:
     >>> type(softplus_twin(net).net[1]).__name__
     'SharpSoftplus'
     """
+    if not beta > 0:
+        raise InputError(f"beta={beta}: the sharpness of a softplus is above 0")
     held = as_model(model)
     if not isinstance(held, TorchModel):
         raise KindError(
