@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import zennit_here  # noqa: F401 - so that zennit can be imported
-from conftest import PlainNet, PooledNet, rand
+from conftest import PlainNet, PooledNet, SmallNet, filled, rand
 from torch import nn
 
 from foible import attacks, explain
 from foible.parts.threats import L0, L1, L2, Features, Linf, Patch, Spatial
+
+
+@cache
+def little_masks() -> explain.MaskingModel:
+    """A masking model that has hardly learnt anything, for the net of the sweep."""
+    net, x = filled(SmallNet(), 5, 2.0), rand(20, 1, 6, 6, seed=6)
+    return explain.train_masks(net, x, 1, width=4)
+
 
 # What a recipe must be given, beside its defaults; few steps, so that the sweep is quick.
 GIVEN: dict[str, Callable[[], Any]] = {
@@ -76,6 +85,7 @@ GIVEN: dict[str, Callable[[], Any]] = {
     "kernel_shap": lambda: explain.kernel_shap(30, 3, 0.1),
     "exact_shapley": lambda: explain.exact_shapley(4),
     "meaningful_perturbation": lambda: explain.meaningful_perturbation(null="mean", steps=3),
+    "masking_model": lambda: little_masks(),
     "random_map": explain.random_map,
     "saliency": explain.saliency,
     "smoothed": lambda: explain.smoothed(explain.saliency(), 2.0),

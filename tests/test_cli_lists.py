@@ -19,10 +19,10 @@ def test_list_holds_every_recipe() -> None:
     recipes = [n for n in (*attacks.__all__, *foible.explain.__all__) if n[0].islower()]
     figures = {
         "accuracy_without", "causal_model", "certify", "compare", "completeness",
-        "comprehensiveness", "conjugate_gradient", "deletion", "explicit", "fit_masks",
+        "comprehensiveness", "conjugate_gradient", "deletion", "explicit",
         "infidelity", "influence", "insertion", "lissa", "mimic", "neuron_effect", "of_logit",
         "randomisation", "rank_correlation", "retraining", "scale_of", "sensitivity", "stability",
-        "sufficiency", "topk_intersection", "tree_shap",
+        "sufficiency", "topk_intersection", "train_masks", "tree_shap",
     }  # fmt: skip
     for name in {*recipes, "Linf", "L2", "L1", "L0", "zoo:standard", "zoo:hardened"} - figures:
         assert f" {name} " in text, name

@@ -45,6 +45,7 @@ def explainers() -> list[str]:
     """Public functions that make an explainer; the others of that room measure or tell."""
     made = {n: getattr(explain, n) for n in explain.__all__}
     made = {n: f for n, f in made.items() if inspect.isfunction(f)}
+    made = {n: f for n, f in made.items() if "model" not in needed(f)}  # that is training
     kinds = {n: get_type_hints(f).get("return") for n, f in made.items()}
     return [n for n, k in kinds.items() if isinstance(k, type) and issubclass(k, Explainer)]
 

@@ -56,6 +56,7 @@ EXTRAS = {
             "tree.export_text",
         )
     ),
+    ("foible.explain.masking_nets", "safetensors.torch"),
     ("foible.explain.removal", "skimage.segmentation.quickshift"),
     ("foible.explain.shapley_trees", "shap.TreeExplainer"),
     ("foible.parts.searches.lbfgs", "scipy.optimize.minimize"),

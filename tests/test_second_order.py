@@ -46,7 +46,7 @@ class Modules(nn.Module):
 
 NETS = {"lrp": Modules}
 # Maps that are differentiable by x and not by the parameters, and say so.
-BY_X_ONLY = {"lrp"}
+BY_X_ONLY = {"lrp", "masking_model"}
 
 
 def test_the_sweep_is_not_empty() -> None:

@@ -100,7 +100,8 @@ def _explanations() -> Iterator[Entry]:
     for name, function in _functions(explain):
         returned = get_type_hints(function).get("return")
         kinds = (explain.Explanation, explain.VisualCounterfactual)
-        if isinstance(returned, type) and issubclass(returned, kinds):
+        trains = "model" in inspect.signature(function).parameters
+        if isinstance(returned, type) and issubclass(returned, kinds) and not trains:
             yield _entry("explanations", name, function, _access(_example(function)))
 
 

@@ -48,7 +48,7 @@ _NAMES = {
     "guided_backprop": "Guided backpropagation",
     "grad_cam": "Grad-CAM", "cam": "CAM", "kernel_shap": "KernelSHAP", "lemna": "LEMNA",
     "gradient_x_input": "Gradient × input", "random_map": "Random map, the control",
-    "meaningful_perturbation": "Meaningful perturbation",
+    "masking_model": "Masking model", "meaningful_perturbation": "Meaningful perturbation",
 }  # fmt: skip
 
 

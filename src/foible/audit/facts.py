@@ -351,6 +351,10 @@ FACTS: dict[str, Facts] = {
         "Interpretable Explanations of Black Boxes by Meaningful Perturbation",
         ("B14",), "steps + 11", "steps",
     ),
+    "masking_model": Facts(
+        "Dabkowski and Gal 2017", "Real Time Image Saliency for Black Box Classifiers",
+        ("B15",), "0, or 1 where no class is given", "0",
+    ),
     "lemna": Facts(
         "Guo et al. 2018", "LEMNA: Explaining Deep Learning based Security Applications",
         ("B6",), "samples", "0",

@@ -143,9 +143,15 @@ def _maps(
     explainer: Explanation, who: Subject, x: Tensor, labels: Tensor, seed: int, every: bool
 ) -> Tensor | None:
     """Explain; where every method was asked for, one that does not fit is told and left out."""
-    from foible.core.errors import FoibleError
+    from foible.core.errors import FoibleError, InputError
+    from foible.explain import MaskingModel
 
     try:
+        if isinstance(explainer, MaskingModel) and who.source != "zoo:standard":
+            raise InputError(
+                "the bundled masking model knows zoo:standard only; train one for this model from "
+                "Python: foible.explain.train_masks"
+            )
         return explainer(who.held, x, labels, seed=seed).detach()
     except FoibleError as error:
         if not every:

@@ -39,6 +39,7 @@ from foible.explain.leaving_out import (
     leave_one_out,
     occlusion,
 )
+from foible.explain.masking_nets import MaskingModel, masking_model, train_masks
 from foible.explain.masks import MeaningfulPerturbation, meaningful_perturbation
 from foible.explain.mimics import Mimic, mimic
 from foible.explain.nearby import scale_of
@@ -94,6 +95,7 @@ __all__ = [
     "Lime",
     "LocalFit",
     "Lrp",
+    "MaskingModel",
     "MeaningfulPerturbation",
     "Measure",
     "Mimic",
@@ -141,6 +143,7 @@ __all__ = [
     "lime",
     "lissa",
     "lrp",
+    "masking_model",
     "meaningful_perturbation",
     "mimic",
     "neuron_effect",
@@ -160,6 +163,7 @@ __all__ = [
     "sufficiency",
     "tabular_lime",
     "topk_intersection",
+    "train_masks",
     "tree_shap",
     "vargrad",
     "visual_counterfactual",

@@ -157,9 +157,13 @@ class MeaningfulPerturbation(Explanation):
         box, x = Box(*field.oracle.bounds), rows.x.detach()
         if self.null != "noise":
             return filling(self.null, rows).expand_as(x).clamp(box.low, box.high)
-        middle = (box.low + box.high) / 2 if math.isfinite(box.high - box.low) else 0.0
-        noise = middle + 0.2 * box.width * draw.split(17).normal(rows.shape, x.dtype)
-        return noise.clamp(box.low, box.high)
+        return noisy(box, draw.split(17).normal(rows.shape, x.dtype))
+
+
+def noisy(box: Box, normal: Tensor) -> Tensor:
+    """Return images of noise in the middle of the box, from standard normal values."""
+    middle = (box.low + box.high) / 2 if math.isfinite(box.high - box.low) else 0.0
+    return (middle + 0.2 * box.width * normal).clamp(box.low, box.high)
 
 
 def circled(field: Field, threat: Masking, rows: Rows) -> Rows:
