@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from foible import attacks, explain
 from foible.core.access import Access
 from foible.core.errors import InputError, KindError, MissingExtra
+from foible.explain.mimics import Student
 from foible.models import estimator, wrap
 from foible.models.standins import stand_in
 from foible.parts.statistics import auc
@@ -156,6 +157,21 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch) -> Non
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     with pytest.raises(MissingExtra, match=r"pip install 'foible\[sklearn\]'"):
         explain.mimic(Steps(), table(20))
+
+
+def test_what_is_no_probability_is_cut() -> None:
+    class Wild:
+        n_features_in_ = 2
+
+        def predict(self, table: np.ndarray) -> np.ndarray:
+            return np.array([[1.2, 1.5, 0.0], [-1.0, -0.5, -2.0], [0.5, -1.0, 0.3]])[: len(table)]
+
+    student, rows = Student(Wild(), 3), np.zeros((3, 2))
+    wanted = [[0.5, 0.5, 0.0], [1 / 3] * 3, [0.625, 0.0, 0.375]]
+    np.testing.assert_allclose(student.predict_proba(rows), wanted)
+    assert student.predict(rows).tolist() == [1, 1, 0]  # as before the cut
+    held = estimator(student, bounds=(0.0, 1.0))
+    assert held(torch.zeros(3, 2)).argmax(1).tolist() == [1, 1, 0]
 
 
 def test_what_cannot_be_taught_is_refused() -> None:

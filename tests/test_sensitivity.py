@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Counter, filled, linear, predicted, rand, randn
+from conftest import Counter, filled, linear, predicted, rand, randn, softened
 from torch import Tensor, nn
 
 import foible
@@ -76,6 +76,16 @@ def test_the_attack_finds_more_at_no_more_cost() -> None:
     for other in ("random", "corners"):
         ratio = found["attack"].values / found[other].values
         assert ratio.min() >= 1 and ratio.median() > 1.4
+
+
+def test_the_climb_begins_at_the_best_corner() -> None:
+    """At the clean input itself the distance has no slope: nothing could be climbed from there."""
+    net, x = softened(), rand(4, 10, seed=4, dtype=torch.float64)
+    saliency = explain.saliency()
+    found = explain.sensitivity(saliency, 0.1, 200, beta=None)(net, x)
+    corners = explain.sensitivity(saliency, 0.1, 23, "corners")(net, x)  # the same twenty
+    higher = found.values / corners.values
+    assert higher.min() >= 1 and higher.median() > 1.1
 
 
 def test_the_cost_is_counted(relu, monkeypatch) -> None:

@@ -83,10 +83,19 @@ def test_on_a_twin_it_sets_the_sharpness_and_puts_it_back(net: Both, x: Tensor) 
 def test_it_says_what_its_explainer_says() -> None:
     soft = explain.smoothed(explain.grad_cam(), 2.0)
     assert (soft.signed, soft.verb, soft.differentiable) == (False, "delete", True)
-    assert explain.smoothed(explain.integrated_gradients(7)).additive
+    assert not explain.smoothed(explain.integrated_gradients(7)).additive
     assert explain.smoothed(explain.integrated_gradients(7)).samples == 7
     assert not explain.smoothed(explain.lime()).differentiable
     assert soft.access == Access.INTERNALS
+
+
+def test_its_maps_add_up_in_the_twin_and_not_in_the_model(net: Both, x: Tensor) -> None:
+    soft = explain.smoothed(explain.integrated_gradients(200), 2.0)
+    maps, twin = soft(net, x, 1), softplus_twin(net, 2.0)
+    gap = (twin.scores(x) - twin.scores(torch.zeros_like(x)))[:, 1]
+    torch.testing.assert_close(maps.sum(1), gap, rtol=1e-3, atol=1e-4)
+    with pytest.raises(InputError, match="not additive"):
+        explain.completeness(soft, net, x, 1, maps)
 
 
 def test_what_cannot_be_smoothed_is_refused(net: Both, x: Tensor) -> None:

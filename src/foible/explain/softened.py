@@ -30,6 +30,7 @@ class Smoothed(Explanation):
     inner: Explanation
     beta: float = 2.0
     access = Access.INTERNALS
+    additive = False  # its maps add up to differences of the smoothed model, not of the asked one
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
@@ -49,11 +50,6 @@ class Smoothed(Explanation):
     def differentiable(self) -> bool:  # type: ignore[override]
         """As the explainer within."""
         return self.inner.differentiable
-
-    @property
-    def additive(self) -> bool:  # type: ignore[override]
-        """As the explainer within, of the smoothed model's differences."""
-        return self.inner.additive
 
     @property
     def verb(self) -> str:  # type: ignore[override]
