@@ -25,7 +25,7 @@ help:
 	@echo 'make test      ruff, format, mypy, and all but the slow tests'
 	@echo 'make test-all  the same with the slow tests'
 	@echo 'make bench     foible against Foolbox, torchattacks, ART and captum, in $(BENCH)'
-	@echo 'make train     train the bundled models and choose the bundled images again'
+	@echo 'make train     train all bundled networks and choose the bundled images again'
 	@echo 'make clean     remove both environments and all caches'
 
 audit: $(VENV)/.for-use
@@ -46,6 +46,8 @@ train: $(VENV)/.for-use
 	$(VENV)/bin/python recipes/train_bundled.py standard
 	$(VENV)/bin/python recipes/train_bundled.py hardened
 	$(VENV)/bin/python recipes/make_sample.py
+	$(VENV)/bin/python recipes/train_autoencoder.py
+	$(VENV)/bin/python recipes/train_masks.py
 
 system:
 	@scripts/system
