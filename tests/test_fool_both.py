@@ -163,6 +163,20 @@ def test_other_explainers(explainer, small) -> None:
     assert torch.equal(found.success, predicted(net, found.x) != y)
 
 
+def test_a_step_costs_two_maps_and_two_looks(small) -> None:
+    """As `foible show` says; the slope of a map is one backward more."""
+    net, x, y = small
+    both = {n: attacks.fool_both(Linf(0.1), explain.saliency(), K, n)(net, x, y) for n in (3, 8)}
+    assert (both[8].forwards - both[3].forwards).tolist() == [5 * 4] * 6
+    assert (both[8].backwards - both[3].backwards).tolist() == [5 * 3] * 6
+    recorders = {n: Recorder(net) for n in (3, 8)}
+    for steps, recorder in recorders.items():
+        attacks.bend(Linf(0.1), explain.saliency(), steps, tolerance=0.05)(recorder, x, y, x)
+    # The true net's share: a verdict with the probability, and a map. The twin's is the same.
+    asked = [sum(map(len, recorder.asked)) for recorder in recorders.values()]
+    assert asked[1] - asked[0] == 5 * 2 * len(x)
+
+
 def test_what_does_not_fit_is_said(small) -> None:
     net, x, y = small
     with pytest.raises(InputError, match="has no eps"):

@@ -112,6 +112,14 @@ def test_one_surrogate_is_followed_until_the_next() -> None:
     assert found.forwards.unique().tolist() == [1 + (1 + easy.direction.samples) + 1 + 1]
 
 
+def test_one_surrogate_can_cross_the_ball() -> None:
+    """Ten steps of two surrogates go twice as far as eps; with more moves than steps, once."""
+    lime = explain.tabular_lime()
+    for steps, refit, share in ((10, 5, 0.2), (4, 9, 0.25)):
+        attack = attacks.surrogate_attack(L2(1.0), lime, 300, steps, refit)
+        assert (attack.search.share, attack.search.steps) == (share, steps)
+
+
 def test_a_forest_falls_to_it_where_random_directions_fail() -> None:
     sets = pytest.importorskip("sklearn.datasets")
     from sklearn.ensemble import RandomForestClassifier
