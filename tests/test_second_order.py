@@ -22,7 +22,8 @@ class Smooth(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.again = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
-        self.norm, self.act, self.head = nn.BatchNorm2d(3), nn.Softplus(), nn.Linear(3, 4)
+        self.norm, self.head = nn.BatchNorm2d(3), nn.Linear(3, 4)
+        self.act: nn.Module = nn.Softplus()
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.act(self.norm(self.conv(x)))
@@ -44,7 +45,20 @@ class Modules(nn.Module):
         return self.body(x)
 
 
-NETS = {"lrp": Modules}
+class Kinked(Smooth):
+    """The same with ReLUs, module and function, for what puts softplus in their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.act(self.norm(self.conv(x)))
+        x = F.relu(self.again(x)) + x
+        return self.head(self.act(self.again(x)).mean((2, 3)))
+
+
+NETS = {"lrp": Modules, "smoothed": Kinked}
 # Maps that are differentiable by x and not by the parameters, and say so.
 BY_X_ONLY = {"lrp", "masking_model"}
 
