@@ -20,6 +20,7 @@ from foible.explain.base import Explanation
 from foible.explain.evaluate import rank_correlation, topk_intersection
 from foible.explain.moving import OfMap
 from foible.models import as_model
+from foible.parts.objectives import others
 from foible.parts.searches import Ascent
 
 
@@ -27,8 +28,7 @@ def reached(view: View) -> Tensor:
     """Return the class (B,) that is to be predicted: the target, or the best other than y."""
     if view.rows.target is not None:
         return view.rows.target
-    others = view.scores.detach().scatter(1, view.rows.y[:, None], float("-inf"))
-    return others.argmax(1)
+    return others(view.scores.detach(), view.rows.y).argmax(1)
 
 
 def wanted(rows: Rows) -> Tensor:
@@ -63,9 +63,9 @@ class FooledAsWanted:
 
     def __call__(self, view: View) -> Tensor:
         """One forward for the scores, and one explanation."""
-        new, clean = reached(view)[:, None], view.rows.scores
-        rest = view.scores.scatter(1, new, float("-inf")).amax(1)
-        margin = view.scores.gather(1, new).squeeze(1) - rest
+        new, clean = reached(view), view.rows.scores
+        rest = others(view.scores, new).amax(1)
+        margin = view.scores.gather(1, new[:, None]).squeeze(1) - rest
         assert clean is not None
         top = clean.topk(2, 1).values
         unit = (top[:, 0] - top[:, 1]).clamp_min(1e-6)

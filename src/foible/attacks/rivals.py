@@ -13,6 +13,7 @@ from foible.core.errors import KindError
 from foible.core.oracle import Oracle
 from foible.core.rows import Rows
 from foible.core.threat import Threat
+from foible.parts.objectives import others
 from foible.parts.planes import nearest
 from foible.parts.threats import Ball
 
@@ -47,9 +48,8 @@ class Rivals:
         if not isinstance(threat, Ball):
             raise KindError(f"{type(threat).__name__} has no norm to rank classes by: use a ball")
         assert rows.scores is not None
-        others = rows.scores.scatter(1, rows.y[:, None], float("-inf"))
         count = min(self.most, rows.scores.shape[1] - 1)
-        top = others.topk(count, dim=1).indices
+        top = others(rows.scores, rows.y).topk(count, dim=1).indices
         asked = torch.cat([rows.y[:, None], top], 1)
         scores, grads = oracle.jacobian(rows.x, rows, asked)
         normal = threat.by_z((grads[:, 1:] - grads[:, :1]).flatten(0, 1))

@@ -16,6 +16,7 @@ from foible.core.errors import InputError
 from foible.core.oracle import Oracle
 from foible.core.rows import Rows
 from foible.models import as_model
+from foible.parts.objectives import others
 
 
 def at_coverage(scores: Tensor, y: Tensor, coverage: float = 0.8) -> float:
@@ -39,8 +40,7 @@ def at_coverage(scores: Tensor, y: Tensor, coverage: float = 0.8) -> float:
         )
     scores = scores.detach().double()
     top, label = scores.max(1)
-    others = scores.scatter(1, label[:, None], float("-inf"))
-    sure = top - torch.logsumexp(others, 1)
+    sure = top - torch.logsumexp(others(scores, label), 1)
     right = label == y
     kept = math.ceil(coverage * len(y) - 1e-9)
     order = torch.argsort(right.int(), stable=True)

@@ -105,6 +105,19 @@ class Context:
         return BALLS[norm](size)
 
 
+def correct(context: Context, n: int) -> Tensor:
+    """Return the positions of the first n samples that the model gets right."""
+    held, found, count = context.model, [], 0
+    with held.session(context.seed), torch.no_grad():
+        for part in torch.arange(len(context.x)).split(held.chunk(context.x)):
+            part = part.to(context.x.device)
+            found.append(part[held.scores(context.x[part]).argmax(1) == context.y[part]])
+            count += len(found[-1])
+            if count >= n:
+                break
+    return torch.cat(found)[:n]
+
+
 @dataclass(frozen=True)
 class Cell:
     """A kind, a name, the spec that with the model and data fixes its numbers, and its work.
@@ -264,7 +277,7 @@ class StabilityWork:
                 "attack": mean_interval(attacked[figure]), "noise": mean_interval(random[figure]),
             }  # fmt: skip
         detail["residual"] = residual(explainer, context, x, y, maps)
-        calls = 3 * n * int(getattr(explainer, "steps", getattr(explainer, "samples", 1)))
+        calls = 3 * n * explainer.looks
         mean = detail["topk"]["attack"]
         looks = 2 * n if explainer.additive else 0  # the residual's two ends
         return Measured(mean[0], n, mean[1:], calls + looks, calls, "ok", detail)

@@ -16,6 +16,7 @@ from foible.audit.cells import (
     Context,
     Measured,
     as_seen,
+    correct,
     examples,
     noise_points,
     residual,
@@ -98,15 +99,6 @@ class GalleryWork:
         return measured(context, None, len(chosen), detail, tensors)
 
 
-def _right(context: Context, most: int) -> tuple[Tensor, Tensor]:
-    """Return the first samples and labels that are right, of four times as many."""
-    with context.model.session(context.seed), torch.no_grad():
-        some = context.x[: 4 * most]
-        right = (context.model.scores(some).argmax(1) == context.y[: len(some)]).nonzero()
-    chosen = right.squeeze(1)[:most]
-    return context.x[chosen], context.y[chosen]
-
-
 @dataclass(frozen=True)
 class ScoreWork:
     """Deletion and insertion of one method's maps, beside the same maps shuffled."""
@@ -116,7 +108,8 @@ class ScoreWork:
 
     def __call__(self, context: Context) -> Measured:
         """Score the maps of the predicted class on the first samples that are right."""
-        x, y = _right(context, self.samples)
+        chosen = correct(context, self.samples)
+        x, y = context.x[chosen], context.y[chosen]
         detail: dict[str, Any] = {"method": self.method, "title": titled(self.method)}
         if len(x) == 0:
             return Measured(None, 0, status="not measured", detail=detail)
@@ -178,7 +171,8 @@ class DriftWork:
         The attack on the map keeps the label, so samples that are wrong at first have none to keep.
         """
         explainer = getattr(explain, self.method)()
-        x, y = _right(context, self.samples)
+        chosen = correct(context, self.samples)
+        x, y = context.x[chosen], context.y[chosen]
         k = min(100, max(1, context.x[0].numel() // 5))
         top = context.ball("linf").eps
         assert isinstance(top, float)

@@ -9,23 +9,13 @@ import torch
 from torch import Tensor
 
 from foible import attacks, explain
-from foible.audit.cells import Context, Measured, accuracy
+from foible.audit.cells import Context, Measured, accuracy, correct
 from foible.core.access import Access
 from foible.core.explainer import Explainer
 from foible.core.oracle import Oracle
 from foible.core.rows import Rows
 from foible.parts.statistics import spearman
 from foible.parts.threats import Linf
-
-
-def correct(context: Context, n: int) -> Tensor:
-    """Return the positions of the first n samples that the model gets right."""
-    held = context.model
-    with held.session(context.seed), torch.no_grad():
-        labels = torch.cat(
-            [held.scores(p).argmax(1) for p in context.x.split(held.chunk(context.x))]
-        )
-    return (labels == context.y).nonzero().squeeze(1)[:n]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,11 @@ class Explanation(Explainer):
         """Return what a call explains: the target's logit, unless the method's paper says else."""
         return Logit()
 
+    @property
+    def looks(self) -> int:
+        """How many points it looks at for a row: its steps, or its samples."""
+        return int(getattr(self, "steps", getattr(self, "samples", 1)))
+
     def __call__(
         self,
         model: Any,

@@ -162,8 +162,7 @@ class MapSearch:
         rows = Rows(index, index, x.detach(), 0 * index, target, threat.radii(len(x), x))
         problem = self.posed(twin, None if twin is judge else judge, threat, wish)
         # A map made of many draws holds as many graphs: fewer rows share a batch.
-        draws = int(getattr(self.explainer, "steps", getattr(self.explainer, "samples", 1)))
-        problem = replace(problem, draws=draws)
+        problem = replace(problem, draws=self.explainer.looks)
         with ExitStack() as stack:
             for oracle in oracles:
                 stack.enter_context(oracle.session(seed))

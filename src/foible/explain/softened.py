@@ -59,7 +59,7 @@ class Smoothed(Explanation):
     @property
     def samples(self) -> int:
         """How many points the explainer within looks at, for a row."""
-        return int(getattr(self.inner, "steps", getattr(self.inner, "samples", 1)))
+        return self.inner.looks
 
     def explained(self) -> Objective:
         """Return what the explainer within explains."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -56,8 +56,7 @@ class Anywhere(MapSearch):
 
     def posed(self, twin: Oracle, judge: Oracle | None, threat: Threat, wish: OfMap) -> Problem:
         """Return the problem: please the wish, wherever in the threat."""
-        prefer = None if judge is None else wish
-        return Problem(twin, threat, wish, Everywhere(), prefer=prefer, judge=judge)
+        return replace(super().posed(twin, judge, threat, wish), goal=Everywhere())
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,18 @@ from foible.core.problem import Objective, View
 from foible.core.rows import Rows
 
 
+def others(scores: Tensor, label: Tensor) -> Tensor:
+    """Return scores (B, K) with that of `label` (B,) at minus infinity.
+
+    >>> others(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]))
+    tensor([[-inf, 1., 2.]])
+    """
+    return scores.scatter(1, label[:, None], float("-inf"))
+
+
 def _other(scores: Tensor, label: Tensor) -> Tensor:
     """Return the largest score (B,) of any class but `label`."""
-    return scores.scatter(1, label[:, None], float("-inf")).amax(1)
+    return others(scores, label).amax(1)
 
 
 def _of(scores: Tensor, label: Tensor) -> Tensor:
@@ -31,8 +40,7 @@ def rival_class(rows: Rows, place: int) -> Tensor:
     if rank is not None and place <= rank.shape[1]:
         return rank[:, place - 1]
     assert rows.scores is not None
-    others = rows.scores.scatter(1, rows.y[:, None], float("-inf"))
-    return others.argsort(dim=1, descending=True)[:, place - 1]
+    return others(rows.scores, rows.y).argsort(dim=1, descending=True)[:, place - 1]
 
 
 @dataclass(frozen=True)

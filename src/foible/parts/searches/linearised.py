@@ -14,6 +14,7 @@ from foible.core.problem import Problem
 from foible.core.rows import Rows, per_row
 from foible.core.search import Evaluate, Evaluation
 from foible.parts.corners import inside
+from foible.parts.objectives import others
 from foible.parts.planes import closest
 from foible.parts.threats import Ball
 
@@ -33,18 +34,16 @@ def ball_of(problem: Problem) -> Ball:
 
 def rivals(scores: Tensor, rows: Rows, most: int) -> Tensor:
     """Return classes (B, C): the target or the label, then the others of the largest scores."""
-    own = (rows.y if rows.target is None else rows.target)[:, None]
-    others = scores.scatter(1, own, float("-inf"))
-    return torch.cat([own, others.topk(min(most, scores.shape[1]) - 1, dim=1).indices], 1)
+    own = rows.y if rows.target is None else rows.target
+    top = others(scores, own).topk(min(most, scores.shape[1]) - 1, dim=1).indices
+    return torch.cat([own[:, None], top], 1)
 
 
 def margin(scores: Tensor, rows: Rows) -> Tensor:
     """Return how far (B,) the goal is reached: above 0 where it is."""
-    if rows.target is None:
-        own = rows.y[:, None]
-        return scores.scatter(1, own, float("-inf")).amax(1) - scores.gather(1, own)[:, 0]
-    own = rows.target[:, None]
-    return scores.gather(1, own)[:, 0] - scores.scatter(1, own, float("-inf")).amax(1)
+    own = rows.y if rows.target is None else rows.target
+    gap = others(scores, own).amax(1) - scores.gather(1, own[:, None])[:, 0]
+    return gap if rows.target is None else -gap
 
 
 def slack(scores: Tensor, start: Tensor) -> Tensor:
