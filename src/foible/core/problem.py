@@ -111,7 +111,9 @@ class Problem:
     sample once its goal is reached). cap: the most forwards a row may cost, clean forward and
     final verification included; None for no limit. before: (N,) forwards of each row that count
     against no cap, of earlier attacks on the same oracle. draws: how many forwards one look at a
-    point costs, where the objective averages over draws.
+    point costs, where the objective averages over draws. keep: "best", or "last" for the point
+    that the search ends at, whatever it is worth: no point is judged, which is what training asks
+    for (Madry et al. 2018), and success is False throughout.
     """
 
     oracle: Oracle
@@ -125,6 +127,7 @@ class Problem:
     cap: int | None = None
     before: Tensor | None = None
     draws: int = 1
+    keep: str = "best"
 
     def done(self, reached: Tensor) -> Tensor:
         """Return which rows leave the batch, from which have reached the goal."""

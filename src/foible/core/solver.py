@@ -189,6 +189,11 @@ class _Evaluator:
                 value = problem.objective(view)
             if need == "grad":
                 grad = self._direction(rows, x_adv, step)
+        if problem.keep == "last":
+            found = None if view._scores is None else view._scores.detach()
+            return Evaluation(
+                value.detach(), torch.zeros_like(rows.index, dtype=torch.bool), found, grad
+            )
         with torch.no_grad():
             success, scores = self._judge(view, slots, value.detach(), repeats)
         return Evaluation(value.detach(), success, scores, grad)
@@ -299,8 +304,13 @@ def solve(
         if bool(over.any()):
             # The point after the last move has not been judged yet.
             last = over.nonzero().squeeze(1)
-            evaluate.hold(current.take(last), active[last], taken[active[last]])
-            evaluate(take(state, last).z)
+            ending, point = current.take(last), take(state, last).z
+            if problem.keep == "last":
+                with torch.no_grad():
+                    best.x[active[last]] = problem.threat.render(ending, point)
+            else:
+                evaluate.hold(ending, active[last], taken[active[last]])
+                evaluate(point)
         gone = finished | over
         if bool(gone.any()):
             stay = (~gone).nonzero().squeeze(1)
