@@ -2,12 +2,15 @@
 
 from foible.defend.batch import Batch
 from foible.defend.losses import Loss, adversarial, fast, plain, trades
+from foible.defend.training import Settings, train
 
 __all__ = [
     "Batch",
     "Loss",
+    "Settings",
     "adversarial",
     "fast",
     "plain",
     "trades",
+    "train",
 ]

@@ -1,0 +1,49 @@
+"""Clean and robust accuracy on what was held out, between epochs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foible.attacks.base import Attack
+from foible.attacks.gradient import pgd
+from foible.core.threat import Steepest
+from foible.defend.losses.base import Loss
+from foible.defend.training.devices import Devices
+from foible.defend.training.settings import Settings
+from foible.models.holding import TorchModel
+
+
+class Validation:
+    """The held-out samples and the attack that watches them; each process takes its share."""
+
+    def __init__(self, valid: tuple[Tensor, Tensor], loss: Loss, settings: Settings) -> None:
+        self.x, self.y = valid
+        self.seed = settings.seed
+        self.attack = settings.watch or _watch(loss)
+
+    def accuracy(self, model: TorchModel, devices: Devices) -> tuple[float, float | None]:
+        """Return the clean and the robust accuracy, the latter None where nothing is attacked."""
+        mine = torch.arange(len(self.y))[devices.rank :: devices.world]
+        x, y, ids = devices.to(self.x[mine]), devices.to(self.y[mine]), devices.to(mine)
+        if self.attack is None:
+            with model.session(), torch.no_grad():
+                labels = torch.cat([model.scores(part).argmax(1) for part in x.split(256)])
+            hits, n = devices.summed(float((labels == y).sum()), float(len(y)))
+            return hits / n, None
+        result = self.attack(model, x, y, seed=self.seed, ids=ids)
+        right = result.clean_label.to(y.device) == y
+        clean, robust, n = devices.summed(
+            float(right.sum()), float((~result.success).sum()), float(len(y))
+        )
+        return clean / n, robust / n
+
+
+def _watch(loss: Loss) -> Attack | None:
+    """Ten steps of PGD in the threat that the loss trains against, ended by a success."""
+    attack = loss.against
+    if attack is None or getattr(attack.threat, "eps", None) is None:
+        return None
+    if not isinstance(attack.threat, Steepest):
+        return attack
+    return pgd(attack.threat, steps=10, stop="success")
