@@ -156,6 +156,8 @@ class Attack:
         check_batch(x, y, target, held.bounds)
         x = x.detach()
         oracle = Oracle(held, len(x), self.access)
+        if self.source is None:
+            self._affordable(oracle)
         threat = self.threat.inside(held.bounds)
         rows = self.rows(threat, x, y, target, ids)
         with oracle.session(seed):
@@ -169,6 +171,15 @@ class Attack:
                 )
             with searched.session(seed):
                 return self._run(oracle, threat, rows, seed, searched)
+
+    def _affordable(self, oracle: Oracle) -> None:
+        """Refuse a cap that not even the clean label, one point and the verification fit in."""
+        looks = oracle.meter.looks
+        if self.cap is not None and self.cap < 3 * looks * getattr(self.objective, "draws", 1):
+            raise InputError(
+                f"queries={self.cap}: one look at this model costs {looks} forwards of its net, "
+                "and a sample needs three looks at least: raise queries"
+            )
 
     def rows(
         self, threat: Threat, x: Tensor, y: Tensor, target: Tensor | None, ids: Tensor | None

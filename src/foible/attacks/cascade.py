@@ -193,7 +193,8 @@ class _Run:
         problem = attack.problem(self.oracle, self.threat)
         if problem.cap is not None:
             # What earlier stages spent is not this one's; the shared clean look is.
-            problem = replace(problem, before=self.oracle.meter.forwards - 1)
+            meter = self.oracle.meter
+            problem = replace(problem, before=meter.forwards - meter.looks)
         some = self.rows.take(chosen)
         if attack.prepare is not None:
             some = attack.prepare(self.oracle, some, seed)

@@ -18,9 +18,13 @@ class Access(IntEnum):
 
 
 class Meter:
-    """Forwards and backwards per sample: two (B,) int64 tensors, verification included."""
+    """Forwards and backwards per sample: two (B,) int64 tensors, verification included.
 
-    def __init__(self, rows: int) -> None:
+    looks: how many of each one look at a sample costs; more than 1 where the model votes.
+    """
+
+    def __init__(self, rows: int, looks: int = 1) -> None:
+        self.looks = looks
         self.forwards = torch.zeros(rows, dtype=torch.int64)
         self.backwards = torch.zeros(rows, dtype=torch.int64)
 
@@ -28,4 +32,4 @@ class Meter:
         """Add one forward (or backward) for every position in `index`; repeats count."""
         ledger = self.backwards if backward else self.forwards
         index = index.detach().cpu()
-        ledger.index_add_(0, index, torch.ones_like(index))
+        ledger.index_add_(0, index, torch.full_like(index, self.looks))

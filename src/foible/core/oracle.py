@@ -16,6 +16,7 @@ from foible.core.rows import Rows
 Run = Callable[[Tensor, AbstractContextManager[Any]], Tensor]
 # From a forward and an input (B, *shape) to scores (B, K).
 Look = Callable[[Run, Tensor], Tensor]
+_CURE = "wrap the model itself, e.g. foible.wrap(net)"
 
 
 @runtime_checkable
@@ -44,6 +45,8 @@ class Oracle:
     """A model for the length of one run: metered, limited to an access level, checked for NaN.
 
     model: a `Model`; rows: how many samples the run has; access: the most that may be asked.
+    A model that asks its net several times for one answer has `looks`, how many times; one that
+    gives less than its net has `cure`, what to do about it.
     """
 
     def __init__(self, model: Model, rows: int, access: Access = Access.GRADIENTS) -> None:
@@ -51,9 +54,10 @@ class Oracle:
             raise AccessError(
                 f"this attack or explainer needs {access.name}, the model gives only "
                 f"{model.access.name}: choose a method that needs less (`foible list` shows "
-                "what each needs), or wrap the model itself, e.g. foible.wrap(net)"
+                f"what each needs), or {getattr(model, 'cure', _CURE)}"
             )
-        self.model, self.access, self.meter = model, access, Meter(rows)
+        self.model, self.access = model, access
+        self.meter = Meter(rows, int(getattr(model, "looks", 1)))
         self.classes = 0
         self._look: Look | None = None
 

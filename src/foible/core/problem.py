@@ -129,6 +129,11 @@ class Problem:
     draws: int = 1
     keep: str = "best"
 
+    @property
+    def price(self) -> int:
+        """How many forwards one look at a point costs: the draws, times the model's own looks."""
+        return self.draws * self.oracle.meter.looks
+
     def done(self, reached: Tensor) -> Tensor:
         """Return which rows leave the batch, from which have reached the goal."""
         return reached if self.stop == "success" else torch.zeros_like(reached)

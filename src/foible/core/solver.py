@@ -151,12 +151,12 @@ class _Evaluator:
         cap, meter = self.problem.cap, self.problem.oracle.meter
         if cap is None:
             return None
-        draws = self.problem.draws
+        price = self.problem.price
         spent = meter.forwards[rows.index.cpu()]
         if self.problem.before is not None:
             spent = spent - self.problem.before[rows.index.cpu()]
-        left = (cap - draws - spent).to(rows.index.device)
-        return left if draws == 1 else left // draws
+        left = (cap - price - spent).to(rows.index.device)
+        return left if price == 1 else left // price
 
     def _query(
         self,

@@ -28,8 +28,11 @@ _CPU_BYTES, _DEVICE_BYTES = 10 * 2**20, 2**30
 class TorchModel:
     """An `nn.Module` with what an attack must know about it; made by `wrap`.
 
-    Attributes: net, bounds (low, high), outputs, access. Calling it gives logits (B, K).
+    Attributes: net, bounds (low, high), outputs, access, looks (how many forwards of a net one
+    answer costs). Calling it gives logits (B, K).
     """
+
+    looks: int = 1
 
     def __init__(
         self,

@@ -73,6 +73,7 @@ class BPDA(TorchModel):
     def __init__(self, held: TorchModel, names: tuple[str, ...], stand_in: StandIn | None) -> None:
         super().__init__(held.net, held.bounds, held.preprocess, held.outputs)
         self.held, self.names, self.stand_in = held, names, stand_in
+        self.looks = held.looks
 
     def copied(self) -> TorchModel:
         """Refuse: the stand-ins belong to the modules that are held."""

@@ -61,6 +61,48 @@ def moved(angle: Tensor, shift: Tensor, scale: Tensor, shape: tuple[int, int]) -
     return torch.stack([from_column, from_row], -1)
 
 
+def resize_pad(
+    x: Tensor,
+    share: Tensor,
+    place: Tensor,
+    fill: float = 0.0,
+    canvas: tuple[int, int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Resize images (B, C, H, W) and lay each somewhere on a canvas, in whole pixels.
+
+    share: (B,) float64, of its own side that an image gets, and no more than the canvas holds.
+    place: (B, 2) in [0, 1), where it lies, down and across. canvas: height and width, None for
+    those of x; fill: what it is made of. Bilinear. Returns the canvases (B, C, *canvas) and which
+    pixels (B, 1, *canvas) are image.
+    """
+    height, width = canvas or (x.shape[2], x.shape[3])
+    (source_row, row_in), (source_column, column_in) = (
+        _axis(side, share, place[:, k], size)
+        for k, (side, size) in enumerate(((x.shape[2], height), (x.shape[3], width)))
+    )
+    at = torch.stack(
+        [
+            source_column[:, None, :].expand(-1, height, -1),
+            source_row[:, :, None].expand(-1, -1, width),
+        ],
+        -1,
+    ).to(x.dtype)
+    inside = (row_in[:, :, None] & column_in[:, None, :])[:, None]
+    size = torch.tensor([x.shape[3], x.shape[2]], dtype=x.dtype, device=x.device)
+    grid = (2 * at + 1) / size - 1
+    small = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    return torch.where(inside, small, fill), inside
+
+
+def _axis(side: int, share: Tensor, place: Tensor, canvas: int) -> tuple[Tensor, Tensor]:
+    """Return where each place (B, canvas) of one axis comes from, and whether it is image."""
+    size = (share * side).round().clamp(1, canvas)
+    first = (place * (canvas - size + 1)).floor()
+    at = torch.arange(canvas, device=share.device, dtype=torch.float64)[None] - first[:, None]
+    inside = (at >= 0) & (at < size[:, None])
+    return (at + 0.5) * (side / size[:, None]) - 0.5, inside
+
+
 def _between(draw: Tensor, reach: float) -> Tensor:
     return (2 * draw - 1) * reach
 
@@ -88,35 +130,12 @@ class ResizePad:
 
     def __call__(self, x: Tensor, draw: Draw) -> Tensor:
         """Return images of x's shape; those that are not changed are x's, bit for bit."""
-        height, width = images(x, "ResizePad")
+        images(x, "ResizePad")
         u = draw.scalars(4)
         share = self.low + (self.high - self.low) * u[:, 1]
-        (source_row, row_in), (source_column, column_in) = (
-            self._axis(side, share, u[:, k], x) for side, k in ((height, 2), (width, 3))
-        )
-        at = torch.stack(
-            [
-                source_column[:, None, :].expand(-1, height, -1),
-                source_row[:, :, None].expand(-1, -1, width),
-            ],
-            -1,
-        )
-        inside = (row_in[:, :, None] & column_in[:, None, :])[:, None]
-        size = torch.tensor([width, height], dtype=x.dtype, device=x.device)
-        grid = (2 * at + 1) / size - 1
-        small = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
-        changed = torch.where(inside, small, self.fill)
+        changed, inside = resize_pad(x, share, u[:, 2:], self.fill)
         same = (u[:, 0] >= self.p) | inside.flatten(1).all(1)
         return torch.where(per_row(same, x), x, changed)
-
-    @staticmethod
-    def _axis(side: int, share: Tensor, place: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return where each place (B, side) of one axis comes from, and whether it is image."""
-        size = (share * side).round().clamp(1, side)
-        first = (place * (side - size + 1)).floor()
-        at = torch.arange(side, device=x.device, dtype=torch.float64)[None] - first[:, None]
-        inside = (at >= 0) & (at < size[:, None])
-        return ((at + 0.5) * (side / size[:, None]) - 0.5).to(x.dtype), inside
 
 
 @dataclass(frozen=True)

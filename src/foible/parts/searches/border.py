@@ -39,7 +39,7 @@ def left(problem: Problem, rows: Rows) -> Tensor:
     spent = problem.oracle.meter.forwards[rows.index.cpu()].to(rows.index.device)
     if problem.cap is None:
         return torch.full_like(spent, torch.iinfo(torch.int64).max // 2)
-    return problem.cap - problem.draws - spent
+    return (problem.cap - problem.price - spent) // problem.price
 
 
 def light(rows: Rows) -> Rows:
