@@ -10,7 +10,16 @@ from foible.defend.inputs import (
     squeeze,
     total_variation,
 )
-from foible.defend.losses import Loss, adversarial, fast, plain, trades
+from foible.defend.losses import Loss, adversarial, advprop, fast, plain, trades
+from foible.defend.nets import (
+    denoising_blocks,
+    infodrop,
+    kernel_smoothing,
+    plain_again,
+    softplus,
+    split_norms,
+    through_auxiliary,
+)
 from foible.defend.training import Settings, train
 
 __all__ = [
@@ -19,13 +28,21 @@ __all__ = [
     "Loss",
     "Settings",
     "adversarial",
+    "advprop",
+    "denoising_blocks",
     "fast",
     "fit_radius",
+    "infodrop",
     "jpeg",
+    "kernel_smoothing",
     "plain",
+    "plain_again",
     "randomize",
     "region_vote",
+    "softplus",
+    "split_norms",
     "squeeze",
+    "through_auxiliary",
     "total_variation",
     "trades",
     "train",

@@ -104,6 +104,11 @@ def softplus_twin(model: nn.Module | Model, beta: float = 10.0) -> SoftplusTwin:
             "nn.Module itself, or foible.wrap(net)"
         )
     net = copy.deepcopy(held.net)
+    return SoftplusTwin(net, held, beta, soften(net, beta))
+
+
+def soften(net: nn.Module, beta: float) -> int:
+    """Make every ReLU module within a net a softplus, in place; return how many there were."""
     found = 0
     for module in list(net.modules()):
         # Not named_children(): it names a ReLU that is used in two places only once.
@@ -111,4 +116,4 @@ def softplus_twin(model: nn.Module | Model, beta: float = 10.0) -> SoftplusTwin:
             if isinstance(child, nn.ReLU):
                 module._modules[name] = SharpSoftplus(beta)
                 found += 1
-    return SoftplusTwin(net, held, beta, found)
+    return found
