@@ -10,7 +10,15 @@ from foible.defend.inputs import (
     squeeze,
     total_variation,
 )
-from foible.defend.losses import Loss, adversarial, advprop, fast, plain, trades
+from foible.defend.losses import (
+    Loss,
+    adversarial,
+    advprop,
+    fast,
+    interval,
+    plain,
+    trades,
+)
 from foible.defend.nets import (
     denoising_blocks,
     infodrop,
@@ -33,6 +41,7 @@ __all__ = [
     "fast",
     "fit_radius",
     "infodrop",
+    "interval",
     "jpeg",
     "kernel_smoothing",
     "plain",
