@@ -70,11 +70,11 @@ def load_data(
 ) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
     """Return x (N, *shape) float32, y (N,) int64 and the names of the classes, if known.
 
-    source: "zoo:sample" or "zoo:fashion_mnist" (its test set), an .npz with arrays x and y (or
-    an .npy, with the labels in a file of their own), a folder of class folders with PNG or JPEG
-    pictures of one size, or "package.module:dataset", a function or an object that gives (x, y)
-    or a torch data set. samples: at most so many, balanced over the classes by `seed`.
-    model: what the data is for. 8-bit pictures are spread over its bounds, (0, 1) without one;
+    source: "zoo:sample", "zoo:fashion_mnist" (its test set) or "zoo:fashion_mnist_train", an .npz
+    with arrays x and y (or an .npy, with the labels in a file of their own), a folder of class
+    folders with PNG or JPEG pictures of one size, or "package.module:dataset", a function or an
+    object that gives (x, y) or a torch data set. samples: at most so many, balanced over the
+    classes by `seed`. model: what the data is for. 8-bit pictures are spread over its bounds, (0, 1) without one;
     arrays that it takes as they are stay as they are, otherwise (N, H, W) becomes (N, 1, H, W)
     and (N, H, W, C) becomes (N, C, H, W). note: called with a sentence on each such change.
 
@@ -234,12 +234,13 @@ def _bundled(source: str, samples: int | None, seed: int) -> Raw:
     from foible import zoo
 
     name = source.removeprefix("zoo:")
-    if name not in ("sample", "fashion_mnist"):
+    parts = {"fashion_mnist": "test", "fashion_mnist_train": "train"}
+    if name != "sample" and name not in parts:
         raise InputError(
-            f"there is no bundled data {name!r}: choose zoo:sample, 1,000 bundled images, or "
-            "zoo:fashion_mnist, the whole test set"
+            f"there is no bundled data {name!r}: choose zoo:sample, 1,000 bundled images, "
+            "zoo:fashion_mnist, the whole test set, or zoo:fashion_mnist_train, its training set"
         )
-    x, y = zoo.sample() if name == "sample" else zoo.fashion_mnist("test")
+    x, y = zoo.sample() if name == "sample" else zoo.fashion_mnist(parts[name])
     chosen = balanced(y.numpy(), samples, seed)
     return Raw(x.numpy()[chosen], y.numpy()[chosen], zoo.CLASSES)
 

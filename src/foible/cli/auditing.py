@@ -124,7 +124,7 @@ def audit(
             raise
         typer.echo(f"foible: {error}", err=True)
         raise typer.Exit(3) from error
-    _tell(done, fail_under)
+    tell(done, fail_under)
     raise typer.Exit(done.exit_code)
 
 
@@ -295,7 +295,7 @@ def _data_name(source: str) -> str:
     return bundled.get(source, source)
 
 
-def _tell(report: Report, fail_under: bool) -> None:
+def tell(report: Report, fail_under: bool) -> None:
     """Print verdicts, failed checks and where the report lies."""
     from rich import box
     from rich.table import Table

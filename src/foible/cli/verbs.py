@@ -9,6 +9,7 @@ import typer
 from foible.cli.attacking import attack
 from foible.cli.auditing import audit
 from foible.cli.explaining import explain
+from foible.cli.hardening import harden
 from foible.cli.listing import listed
 from foible.cli.reporting import report
 from foible.cli.sharing import Verb
@@ -36,6 +37,7 @@ def build() -> typer.Typer:
         ("report", report),
         ("attack", attack),
         ("explain", explain),
+        ("harden", harden),
         ("list", listed),
         ("show", show),
     ):

@@ -1,0 +1,82 @@
+"""`foible harden`: a training with a folder, a report of before and after, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import call, refused
+from test_cli import here as here
+
+import foible
+
+OWN = ("harden", "--model", "usercode:make", "--data", "usercode:data", "--eps", "0.02")
+QUICK = (*OWN, "--steps", "2", "--epochs", "2", "--batch", "8")
+
+
+def test_a_net_is_hardened_and_audited_before_and_after(here: Path) -> None:
+    text = call(*QUICK, "--out", "r")
+    assert "Trained: r/model.safetensors" in text and "Report: r/report/report.html" in text
+    page = (here / "r/report/report.html").read_text()
+    assert "before" in page and "after" in page
+    rows = (here / "r/history.csv").read_text().splitlines()
+    assert len(rows) == 3 and rows[0].startswith("epoch,step,loss,lr,clean,robust")
+    # The weights are those of the user's own class: the command line audits them as they are.
+    held = foible.audit.sources.load_model("usercode:make", "r/model.safetensors")
+    raw = foible.audit.sources.load_model("usercode:make")
+    x = torch.rand(5, 6)
+    assert held(x).shape == (5, 3) and not torch.equal(held(x), raw(x))
+
+
+def test_what_is_measured_on_was_not_trained_on(here: Path, monkeypatch) -> None:
+    seen = {}
+
+    def kept(net, data, *rest, **more):
+        seen["data"] = data
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(foible.defend, "train", kept)
+    text = call(*QUICK, "--out", "r", code=3)
+    assert "with --resume goes on" in text
+    assert len(seen["data"][1]) == 36  # four of forty are kept for the report
+    call(*QUICK, "--test", "usercode:data", "--out", "r", code=3)
+    assert len(seen["data"][1]) == 40
+
+
+def test_it_goes_on_only_where_it_is_asked_to(here: Path) -> None:
+    assert "there is no checkpoint in r" in refused(*QUICK, "--resume", "--out", "r")
+    call(*QUICK, "--no-report", "--out", "r")
+    whole = (here / "r/model.safetensors").read_bytes()
+    assert "holds a training already: --resume" in refused(*QUICK, "--no-report", "--out", "r")
+    call(*QUICK, "--no-report", "--out", "r", "--resume")
+    assert (here / "r/model.safetensors").read_bytes() == whole
+    other = refused(*QUICK, "--no-report", "--out", "r", "--resume", "--lr", "0.1")
+    assert "of another training" in other
+    assert not (here / "r/report").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--loss", "magic"), "no loss 'magic': choose trades, pgd"),
+        (("--norm", "l7"), "no norm 'l7'"),
+        (("--norm", "l2", "--eps", "x"), "x"),
+        (("--epochs", "0"), "epochs=0"),
+        (("--beta", "0"), "beta=0"),
+        (("--precision", "int8"), "precision"),
+        (("--test", "zoo:nothing"), "no bundled data"),
+    ],
+)
+def test_mistakes_are_told(here: Path, more: tuple[str, ...], said: str) -> None:
+    assert said in refused(*QUICK, "--out", "r", *more)
+
+
+def test_a_model_without_data_is_a_mistake(here: Path) -> None:
+    assert "--data is missing" in refused("harden", "--model", "usercode:make")
+    assert "--bounds without --model" in refused("harden", "--bounds", "-1", "1")
+
+
+def test_another_norm_needs_a_size(here: Path) -> None:
+    told = refused("harden", "--model", "usercode:make", "--data", "usercode:data", "--norm", "l2")
+    assert "--eps is missing: l2" in told
