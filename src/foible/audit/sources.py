@@ -74,9 +74,10 @@ def load_data(
     with arrays x and y (or an .npy, with the labels in a file of their own), a folder of class
     folders with PNG or JPEG pictures of one size, or "package.module:dataset", a function or an
     object that gives (x, y) or a torch data set. samples: at most so many, balanced over the
-    classes by `seed`. model: what the data is for. 8-bit pictures are spread over its bounds, (0, 1) without one;
-    arrays that it takes as they are stay as they are, otherwise (N, H, W) becomes (N, 1, H, W)
-    and (N, H, W, C) becomes (N, C, H, W). note: called with a sentence on each such change.
+    classes by `seed`. model: what the data is for. 8-bit pictures are spread over its bounds,
+    (0, 1) without one; arrays that it takes as they are stay as they are, otherwise (N, H, W)
+    becomes (N, 1, H, W) and (N, H, W, C) becomes (N, C, H, W). note: called with a sentence on
+    each such change.
 
     Raises InputError for data that cannot be used: pickles, missing arrays, labels that are
     none, an empty set, one class, pictures of different sizes.
