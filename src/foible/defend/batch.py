@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +15,7 @@ from foible.core.errors import InputError
 from foible.core.oracle import Oracle
 from foible.core.randomness import Draw, Rng
 from foible.core.rows import Rows
-from foible.models.holding import TorchModel
+from foible.models.holding import TorchModel, as_model
 from foible.parts.searches import Ascent
 
 
@@ -26,7 +28,8 @@ class Batch:
     data hold beside x and y, (B, ...) each. seed: of this epoch; with an id it fixes all noise.
     progress: the share of the training that is over, in [0, 1). memory: what a loss keeps from step
     to step; tensors, numbers and words in it are part of a checkpoint. replay: how many times this
-    batch has been shown already, for losses that ask for several (`Loss.replays`).
+    batch has been shown already, for losses that ask for several (`Loss.replays`). crafted: the
+    adversarials made so far, inside of `remembering`; None outside.
     """
 
     model: TorchModel
@@ -38,6 +41,8 @@ class Batch:
     progress: float = 0.0
     memory: dict[str, Any] = field(default_factory=dict)
     replay: int = 0
+    crafted: list[Tensor] | None = None
+    seen: int = 0
 
     @property
     def net(self) -> nn.Module:
@@ -61,22 +66,60 @@ class Batch:
         """Return random numbers keyed by sample, epoch and replay, one stream a purpose."""
         return Rng(self.seed).split(stream).at(self.ids, self.replay)
 
-    def craft(self, attack: Attack, *, scores: Tensor | None = None, against: Any = None) -> Tensor:
+    def once(self, stream: int = 0) -> Draw:
+        """Return a draw of one row, for the batch as a whole.
+
+        Keyed by epoch, progress and replay: all processes of one step draw the same.
+        """
+        step = torch.tensor([round(self.progress * 2**52)])
+        return Rng(self.seed).split(stream).at(step, self.replay)
+
+    @contextmanager
+    def remembering(self) -> Iterator[None]:
+        """Give the same adversarials to every look at the batch within; `rewind` begins a look."""
+        self.crafted, self.seen = [], 0
+        try:
+            yield
+        finally:
+            self.crafted = None
+
+    def rewind(self) -> None:
+        """Begin another look at the batch, inside of `remembering`."""
+        self.seen = 0
+
+    def craft(
+        self,
+        attack: Attack,
+        *,
+        scores: Tensor | None = None,
+        against: Any = None,
+        y: Tensor | None = None,
+    ) -> Tensor:
         """Return adversarials (B, *shape) of this batch, off the graph.
 
         The net is in evaluation mode and its parameters are frozen while they are made (as in
         TRADES' code). An attack that ascends gets no verdict and no second look: its last point is
         taken (Madry et al. 2018), for one forward and one backward a step. Any other attack runs as
         it stands. scores: (B, K) what the objective compares with (`rows.scores`). against:
-        another model to attack in place of the one in training.
+        another model to attack in place of the one in training. y: (B,) labels to attack in place
+        of the batch's.
         """
-        model = self.model if against is None else against
+        y = self.y if y is None else y
+        if self.crafted is None:
+            return self._made(attack, scores, against, y)
+        if self.seen == len(self.crafted):
+            self.crafted.append(self._made(attack, scores, against, y))
+        self.seen += 1
+        return self.crafted[self.seen - 1]
+
+    def _made(self, attack: Attack, scores: Tensor | None, against: Any, y: Tensor) -> Tensor:
+        model = self.model if against is None else as_model(against)
         seed = self.seed + 0x5EED * self.replay
         if not (isinstance(attack.search, Ascent) and attack.restarts == 1):
-            return attack(model, self.x, self.y, seed=seed, ids=self.ids).x
+            return attack(model, self.x, y, seed=seed, ids=self.ids).x
         oracle = Oracle(model, len(self.x), attack.searching)
         threat = attack.threat.inside(model.bounds)
-        rows = replace(attack.rows(threat, self.x, self.y, None, self.ids), scores=scores)
+        rows = replace(attack.rows(threat, self.x, y, None, self.ids), scores=scores)
         with oracle.session(seed):
             if attack.prepare is not None:
                 rows = attack.prepare(oracle, rows, seed)

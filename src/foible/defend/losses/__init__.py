@@ -2,23 +2,35 @@
 
 from foible.defend.losses.base import Loss, cross_entropy
 from foible.defend.losses.bounding import Interval, interval
+from foible.defend.losses.carried import Free, free
+from foible.defend.losses.ensembling import EnsembleTraining, ensemble_training
+from foible.defend.losses.penalty import GradientPenalty, gradient_penalty
 from foible.defend.losses.propagation import AdvProp, advprop
 from foible.defend.losses.robust import Adversarial, Plain, adversarial, fast, plain
 from foible.defend.losses.trading import Divergence, Trades, divergence, trades
+from foible.defend.losses.weights import WeightPerturbation, awp
 
 __all__ = [
     "AdvProp",
     "Adversarial",
     "Divergence",
+    "EnsembleTraining",
+    "Free",
+    "GradientPenalty",
     "Interval",
     "Loss",
     "Plain",
     "Trades",
+    "WeightPerturbation",
     "adversarial",
     "advprop",
+    "awp",
     "cross_entropy",
     "divergence",
+    "ensemble_training",
     "fast",
+    "free",
+    "gradient_penalty",
     "interval",
     "plain",
     "trades",

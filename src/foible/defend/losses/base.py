@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,12 +15,18 @@ from foible.defend.batch import Batch
 class Loss(ABC):
     """From a batch to a loss (B,); a frozen value, so that a run can say what it trained on.
 
-    Subclass it as a frozen dataclass and write `__call__`; the rest has defaults. extras: how many
-    tensors the data hold beside x and y. replays: how many steps are taken on each batch.
+    Subclass it as a frozen dataclass and write `__call__`; the rest has defaults.
     """
 
-    extras: ClassVar[int] = 0
-    replays: int = 1
+    @property
+    def extras(self) -> int:
+        """How many tensors the data hold beside x and y."""
+        return 0
+
+    @property
+    def replays(self) -> int:
+        """How many steps are taken on each batch."""
+        return 1
 
     @abstractmethod
     def __call__(self, batch: Batch) -> Tensor:
