@@ -77,3 +77,69 @@ def free_training(
                 for p, grad in zip(net.parameters(), grads[1:], strict=True):
                     p -= rate * grad
     return change
+
+
+def distilled(net: nn.Module, teacher: nn.Module, x: Tensor, t: float) -> list[float]:
+    """Papernot et al. 2016: the cross-entropy with the teacher's vector, both softened."""
+    values = []
+    for one in x:
+        p = torch.exp(teacher(one[None])[0] / t)
+        q = torch.exp(net(one[None])[0] / t)
+        p, q = p / p.sum(), q / q.sum()
+        values.append(float(-sum(a * torch.log(b) for a, b in zip(p, q, strict=True)).detach()))
+    return values
+
+
+def crex(
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    r: Tensor,
+    prices: tuple[float, float, float],
+    patch: int | None,
+) -> list[float]:
+    """Du et al. 2019 on tables, sample by sample: prices are lambda 1, b and a."""
+    weight, b, a = prices
+    values = []
+    for one, label, reason in zip(x, y, r, strict=True):
+        maps = explanation(net, one, patch)
+        confident = sum(float(((1 - reason) * s).abs().sum()) for s in maps) / len(maps)
+        left = one * (1 - reason)
+        fall = net(one[None]).softmax(1)[0, label] - net(left[None]).softmax(1)[0, label]
+        cosines = []
+        for s in explanation(net, left, patch):
+            share = s.abs() / s.abs().sum()
+            even = torch.full_like(share, 1 / len(share))
+            cosines.append(float(F.cosine_similarity(share, even, dim=0)))
+        unsure = -abs(float(fall.detach())) - a * sum(cosines) / len(cosines)
+        loss = float(loss_of(net, one, label).detach())
+        values.append(loss + weight * (confident + b * unsure))
+    return values
+
+
+def explanation(net: nn.Module, x: Tensor, patch: int | None) -> list[Tensor]:
+    """The gradient of the sum of log-probabilities, or what each class loses by each part."""
+    if patch is None:
+        leaf = x.clone().requires_grad_()
+        return [torch.autograd.grad(net(leaf[None]).log_softmax(1).sum(), leaf)[0]]
+    classes = net(x[None]).shape[1]
+    maps = [torch.zeros_like(x) for _ in range(classes)]
+    for begin in range(0, len(x), patch):
+        part = slice(begin, begin + patch)
+        without = x.clone()
+        without[part] = 0
+        fall = (net(x[None]).softmax(1) - net(without[None]).softmax(1))[0].detach()
+        for c in range(classes):
+            maps[c][part] = fall[c] / len(x[part])
+    return maps
+
+
+def robust_input(net: nn.Module, x: Tensor, start: Tensor, steps: int, length: float) -> Tensor:
+    """Ilyas et al. 2019: descent on the distance of features, in steps of one L2 length."""
+    at = start.clone()
+    for _ in range(steps):
+        leaf = at.clone().requires_grad_()
+        apart = (net(leaf[None]) - net(x[None])).square().sum()
+        (grad,) = torch.autograd.grad(apart, leaf)
+        at = (at - length * grad / grad.norm()).clamp(0, 1)
+    return at

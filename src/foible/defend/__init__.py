@@ -1,6 +1,8 @@
 """Defences: train them, prove them, break them."""
 
 from foible.defend.batch import Batch
+from foible.defend.denoisers import UNet, denoised, guided_denoiser
+from foible.defend.feature_sets import non_robust_features, robust_features
 from foible.defend.inputs import (
     Defended,
     fit_radius,
@@ -15,12 +17,14 @@ from foible.defend.losses import (
     adversarial,
     advprop,
     awp,
+    distilled,
     ensemble_training,
     fast,
     free,
     gradient_penalty,
     interval,
     plain,
+    rationales,
     trades,
 )
 from foible.defend.nets import (
@@ -32,30 +36,42 @@ from foible.defend.nets import (
     split_norms,
     through_auxiliary,
 )
+from foible.defend.retraining import Rounds, rounds
+from foible.defend.students import distillation
 from foible.defend.training import Settings, train
 
 __all__ = [
     "Batch",
     "Defended",
     "Loss",
+    "Rounds",
     "Settings",
+    "UNet",
     "adversarial",
     "advprop",
     "awp",
+    "denoised",
     "denoising_blocks",
+    "distillation",
+    "distilled",
     "ensemble_training",
     "fast",
     "fit_radius",
     "free",
     "gradient_penalty",
+    "guided_denoiser",
     "infodrop",
     "interval",
     "jpeg",
     "kernel_smoothing",
+    "non_robust_features",
     "plain",
     "plain_again",
     "randomize",
+    "rationales",
     "region_vote",
+    "robust_features",
+    "rounds",
     "softplus",
     "split_norms",
     "squeeze",

@@ -6,13 +6,16 @@ from foible.defend.losses.carried import Free, free
 from foible.defend.losses.ensembling import EnsembleTraining, ensemble_training
 from foible.defend.losses.penalty import GradientPenalty, gradient_penalty
 from foible.defend.losses.propagation import AdvProp, advprop
+from foible.defend.losses.reasons import Rationales, rationales
 from foible.defend.losses.robust import Adversarial, Plain, adversarial, fast, plain
+from foible.defend.losses.teaching import Distilled, Tempered, distilled
 from foible.defend.losses.trading import Divergence, Trades, divergence, trades
 from foible.defend.losses.weights import WeightPerturbation, awp
 
 __all__ = [
     "AdvProp",
     "Adversarial",
+    "Distilled",
     "Divergence",
     "EnsembleTraining",
     "Free",
@@ -20,12 +23,15 @@ __all__ = [
     "Interval",
     "Loss",
     "Plain",
+    "Rationales",
+    "Tempered",
     "Trades",
     "WeightPerturbation",
     "adversarial",
     "advprop",
     "awp",
     "cross_entropy",
+    "distilled",
     "divergence",
     "ensemble_training",
     "fast",
@@ -33,5 +39,6 @@ __all__ = [
     "gradient_penalty",
     "interval",
     "plain",
+    "rationales",
     "trades",
 ]

@@ -40,10 +40,14 @@ class Validation:
 
 
 def _watch(loss: Loss) -> Attack | None:
-    """Ten steps of PGD in the threat that the loss trains against, ended by a success."""
+    """Ten steps of PGD in the threat that the loss trains against, ended by a success.
+
+    What is made on another model, or in a threat without a gradient, is taken as it is.
+    """
     attack = loss.against
     if attack is None or getattr(attack.threat, "eps", None) is None:
         return None
-    if not isinstance(attack.threat, Steepest):
+    made_elsewhere = getattr(attack, "source", None) is not None
+    if made_elsewhere or not isinstance(attack.threat, Steepest):
         return attack
     return pgd(attack.threat, steps=10, stop="success")
