@@ -296,7 +296,7 @@ def test_bad_input() -> None:
     for eps in (-0.1, float("nan"), torch.ones(3)):
         with pytest.raises(InputError, match="eps"):
             bounds(net, x, eps)
-    with pytest.raises(InputError, match="box"):
+    with pytest.raises(InputError, match="bounds are"):
         bounds(net, x + 1, 0.1)
     with pytest.raises(InputError, match="int64"):
         certified(net, x, y.float(), 0.1)

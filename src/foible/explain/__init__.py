@@ -65,8 +65,17 @@ from foible.explain.sanity import Randomised, Retrained, randomisation, retraini
 from foible.explain.scoring import Comparison, Measure, Score, compare
 from foible.explain.shapley import ExactShapley, KernelShap, exact_shapley, kernel_shap
 from foible.explain.shapley_trees import tree_shap
+from foible.explain.shifts import FeatureNoise, feature_noise
 from foible.explain.softened import Smoothed, smoothed
 from foible.explain.surrogate import Lime, LocalFit, TabularLime, lime, tabular_lime
+from foible.explain.textures import (
+    TextureOrShape,
+    edge_alignment,
+    gini,
+    patch_shuffled,
+    saturated,
+    texture_or_shape,
+)
 from foible.explain.visual import CellSwaps, VisualCounterfactual, visual_counterfactual
 from foible.explain.worst_case import Sensitive, Sensitivity, sensitivity
 
@@ -82,6 +91,7 @@ __all__ = [
     "ExactShapley",
     "ExpectedGradients",
     "Explanation",
+    "FeatureNoise",
     "GradCam",
     "GradientTimesInput",
     "GuidedBackprop",
@@ -113,6 +123,7 @@ __all__ = [
     "Smoothed",
     "SparsifiedSmoothGrad",
     "TabularLime",
+    "TextureOrShape",
     "VarGrad",
     "VisualCounterfactual",
     "accuracy_without",
@@ -126,10 +137,13 @@ __all__ = [
     "data_lime",
     "deep_lift",
     "deletion",
+    "edge_alignment",
     "erasure",
     "exact_shapley",
     "expected_gradients",
     "explicit",
+    "feature_noise",
+    "gini",
     "grad_cam",
     "gradient_x_input",
     "guided_backprop",
@@ -149,11 +163,13 @@ __all__ = [
     "neuron_effect",
     "occlusion",
     "of_logit",
+    "patch_shuffled",
     "random_map",
     "randomisation",
     "rank_correlation",
     "retraining",
     "saliency",
+    "saturated",
     "scale_of",
     "sensitivity",
     "smoothed",
@@ -162,6 +178,7 @@ __all__ = [
     "stability",
     "sufficiency",
     "tabular_lime",
+    "texture_or_shape",
     "topk_intersection",
     "train_masks",
     "tree_shap",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from foible.figures.costs import DASHES, Bar, Steps, share_bars, step_chart
 from foible.figures.curves import Curve, labelled_lines, line_chart
 from foible.figures.dots import Dot, DotRow, dot_rows
+from foible.figures.features import FEATURE_COLUMNS, feature_tiles
 from foible.figures.maps import (
     input_tile,
     is_picture,
@@ -32,6 +33,7 @@ from foible.figures.thesis import distance_scatter, measured_pairs, padded_limit
 __all__ = [
     "BENT_COLUMNS",
     "DASHES",
+    "FEATURE_COLUMNS",
     "STRIP_COLUMNS",
     "Bar",
     "Curve",
@@ -42,6 +44,7 @@ __all__ = [
     "bent_tiles",
     "distance_scatter",
     "dot_rows",
+    "feature_tiles",
     "frame_tiles",
     "inline_svg",
     "input_tile",

@@ -14,6 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from foible.core.errors import InputError, KindError, ModelError
 from foible.core.oracle import Model
 from foible.core.rows import per_row
+from foible.explain.base import check_bounds, check_inputs
 from foible.models.functions import (
     ASKING,
     LINEAR,
@@ -299,6 +300,7 @@ def certified(model: nn.Module | Model, x: Tensor, y: Tensor, eps: float | Tenso
 def _boxes(model: Any, x: Tensor, eps: float | Tensor) -> list[Box]:
     """Return the box of the logits of each part of a batch, off the graph."""
     held = as_model(model)
+    check_inputs(x)
     if not isinstance(held, TorchModel):
         raise KindError(
             f"{type(model).__name__} holds no torch module that could be followed: pass the "
@@ -307,9 +309,8 @@ def _boxes(model: Any, x: Tensor, eps: float | Tensor) -> list[Box]:
     reach = torch.as_tensor(eps, dtype=x.dtype, device=x.device)
     if reach.shape not in ((), x.shape[:1]) or not bool((reach >= 0).all()):
         raise InputError(f"eps={eps}: a number or one a sample ({len(x)}), 0 or more")
-    low, high = held.bounds
-    if len(x) and not (float(x.min()) >= low and float(x.max()) <= high):
-        raise InputError(f"x reaches out of the model's box [{low}, {high}]")
+    if len(x):
+        check_bounds(x, held.bounds)
     size = max(1, held.chunk(x) // 4) if len(x) else 1
     boxes = []
     with held.session(), torch.no_grad():

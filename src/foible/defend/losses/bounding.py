@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from foible.attacks.base import Attack
+from foible.attacks.gradient import pgd
 from foible.core.errors import InputError
 from foible.defend.batch import Batch
 from foible.defend.certify.intervals import propagated, worst_gaps
 from foible.defend.losses.base import Loss, cross_entropy
+from foible.parts.threats import Linf
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,11 @@ class Interval(Loss):
         for name in ("kappa_end", "ramp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: a share, in [0, 1]")
+
+    @property
+    def against(self) -> Attack:
+        """PGD within eps: clean accuracy would choose an epoch from before the bounds counted."""
+        return pgd(Linf(self.eps), steps=10)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return (B,)."""
