@@ -33,6 +33,25 @@ def test_list_holds_every_recipe() -> None:
     assert "did you mean attacks" in refused("list", "attack")
 
 
+def test_every_training_loss_and_wrapper_is_a_defence_of_the_list() -> None:
+    from typing import get_type_hints
+
+    from foible import defend
+
+    made = {n for n in defend.__all__ if n[0].islower() and callable(getattr(defend, n))}
+    losses = {
+        n for n in made - {"plain"}
+        if isinstance(kind := get_type_hints(getattr(defend, n)).get("return"), type)
+        and issubclass(kind, defend.Loss)
+    }  # fmt: skip
+    listed = {entry.name: entry for entry in catalogue.entries("defences")}
+    assert losses == {name for name, entry in listed.items() if entry.access == "training"}
+    assert {"trades", "adversarial"} <= losses and listed["randomize"].access == "a model"
+    assert "train" not in listed and "plain" not in listed
+    text = call("show", "trades")
+    assert "kind    defence" in text and "needs   training\n" in text and "R4" in text
+
+
 def brand_new(threat: Threat, force: int = 3) -> Attack:
     """Return a brand new attack (Nobody et al. 2031, A99). More words."""
     return attacks.fgsm(threat)

@@ -16,10 +16,10 @@ from typing import Any, get_type_hints
 from foible.audit.facts import FACTS, Facts
 from foible.core.errors import InputError
 
-KINDS = ("attacks", "explanations", "threats", "models")
+KINDS = ("attacks", "explanations", "defences", "threats", "models")
 _ROW = re.compile(r"\b([ABCDLNPRSTX]\d{1,2})\b")
 _CITE = re.compile(r"[A-Z][\w'-]+(?: (?:et al\.|and [A-Z][\w'-]+))? (?:19|20)\d\d")
-_ASIDE = re.compile(r"\s*\([^()]*(?:survey|Eq\.|\b(?:19|20)\d\d\b)[^()]*\)")
+_ASIDE = re.compile(r"\s*\([^()]*(?:survey|Eq\.|\b[A-Z]\d{1,2}\b|\b(?:19|20)\d\d\b)[^()]*\)")
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Entry:
 
 
 def entries(kind: str | None = None) -> list[Entry]:
-    """Return everything of one kind ("attacks", "explanations", "threats", "models"), or all.
+    """Return everything of one kind, or all of them in the order of KINDS.
 
     >>> [e.name for e in entries("threats")][:6]
     ['Added', 'Deletion', 'Features', 'Kept', 'L0', 'L1']
@@ -57,7 +57,7 @@ def entries(kind: str | None = None) -> list[Entry]:
         hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(KINDS)}"
         raise InputError(f"there is no list of {kind!r}: {hint}")
     made = {"attacks": _attacks, "explanations": _explanations, "threats": _threats}
-    made["models"] = _models
+    made |= {"models": _models, "defences": _defences}
     return [entry for k in KINDS if kind in (None, k) for entry in made[k]()]
 
 
@@ -103,6 +103,24 @@ def _explanations() -> Iterator[Entry]:
         trains = "model" in inspect.signature(function).parameters
         if isinstance(returned, type) and issubclass(returned, kinds) and not trains:
             yield _entry("explanations", name, function, _access(_example(function)))
+
+
+def _defences() -> Iterator[Entry]:
+    """What trains a net, changes one, or stands in front of one; helpers of these are left out."""
+    import torch
+
+    from foible import defend
+    from foible.models import TorchModel
+
+    for name, function in _functions(defend):
+        returned = get_type_hints(function).get("return")
+        if not isinstance(returned, type) or name in ("train", "plain", "plain_again"):
+            continue
+        first = next(iter(inspect.signature(function).parameters), "")
+        if issubclass(returned, defend.Loss):
+            yield _entry("defences", name, function, "training")
+        elif first in ("model", "net") and issubclass(returned, torch.nn.Module | TorchModel):
+            yield _entry("defences", name, function, "a net" if first == "net" else "a model")
 
 
 def _threats() -> Iterator[Entry]:

@@ -13,11 +13,12 @@ def listed(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="[attacks|explanations|threats|models]", help="What to list; without it, all."
+            metavar="[attacks|explanations|defences|threats|models]",
+            help="What to list; without it, all.",
         ),
     ] = None,
 ) -> None:
-    """List attacks, explanations, threats and models, with what each needs of a model."""
+    """List attacks, explanations, defences, threats and models, with what each needs."""
     from rich import box
     from rich.table import Table
 

@@ -30,7 +30,8 @@ def show(
         ("survey", ", ".join(entry.facts.rows) or "not a row"),
     ]
     if entry.access:
-        lines.append(("needs", f"{entry.access} access"))
+        what = "" if entry.kind == "defences" else " access"
+        lines.append(("needs", entry.access + what))
     if entry.kind in ("attacks", "explanations"):
         facts = entry.facts
         cost = f"{facts.forwards} forwards, {facts.backwards} backwards a sample"
