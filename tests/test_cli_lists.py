@@ -19,7 +19,8 @@ def test_list_holds_every_recipe() -> None:
     recipes = [n for n in (*attacks.__all__, *foible.explain.__all__) if n[0].islower()]
     figures = {
         "accuracy_without", "causal_model", "certify", "compare", "completeness",
-        "comprehensiveness", "conjugate_gradient", "deletion", "explicit",
+        "comprehensiveness", "conjugate_gradient", "deletion", "edge_alignment", "explicit",
+        "feature_noise", "gini", "patch_shuffled", "saturated", "texture_or_shape",
         "infidelity", "influence", "insertion", "lissa", "mimic", "neuron_effect", "of_logit",
         "randomisation", "rank_correlation", "retraining", "scale_of", "sensitivity", "stability",
         "sufficiency", "topk_intersection", "train_masks", "tree_shap",
