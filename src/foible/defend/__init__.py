@@ -1,6 +1,8 @@
 """Defences: train them, prove them, break them."""
 
 from foible.defend.batch import Batch
+from foible.defend.breaking import Breaker, Broken, breaker, breakers
+from foible.defend.certify import Certified, randomized_smoothing
 from foible.defend.denoisers import UNet, denoised, guided_denoiser
 from foible.defend.feature_sets import non_robust_features, robust_features
 from foible.defend.inputs import (
@@ -26,6 +28,7 @@ from foible.defend.losses import (
     plain,
     rationales,
     trades,
+    with_noise,
 )
 from foible.defend.nets import (
     denoising_blocks,
@@ -42,6 +45,9 @@ from foible.defend.training import Settings, train
 
 __all__ = [
     "Batch",
+    "Breaker",
+    "Broken",
+    "Certified",
     "Defended",
     "Loss",
     "Rounds",
@@ -50,6 +56,8 @@ __all__ = [
     "adversarial",
     "advprop",
     "awp",
+    "breaker",
+    "breakers",
     "denoised",
     "denoising_blocks",
     "distillation",
@@ -68,6 +76,7 @@ __all__ = [
     "plain",
     "plain_again",
     "randomize",
+    "randomized_smoothing",
     "rationales",
     "region_vote",
     "robust_features",
@@ -79,4 +88,5 @@ __all__ = [
     "total_variation",
     "trades",
     "train",
+    "with_noise",
 ]

@@ -1,4 +1,4 @@
-"""Intervals and rank statistics, in plain numpy."""
+"""Intervals, rank statistics, and the binomial distribution."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -98,3 +99,62 @@ def quantiles(values: Tensor, shares: Sequence[float]) -> list[float | None]:
     ordered = values.double().sort().values
     picked = [float(ordered[int(share * (len(values) - 1))]) for share in shares]
     return [value if math.isfinite(value) else None for value in picked]
+
+
+def binomial_tail(hits: Tensor, n: int | Tensor, p: Tensor) -> Tensor:
+    """Return the probability (B,) of at least `hits` of n where each comes with probability p.
+
+    hits: (B,) int64 in [0, n]; n: one for all or (B,); p: (B,) float64 in [0, 1]. It is the
+    regularised incomplete beta function at p, by its continued fraction (Lentz's method): exact to
+    about 1e-12.
+
+    >>> tail = binomial_tail(torch.tensor([0, 2, 3]), 3, torch.full((3,), 0.5).double())
+    >>> [round(float(t), 12) for t in tail]
+    [1.0, 0.5, 0.125]
+    """
+    a, b = hits.double().clamp_min(1), (n + 1 - hits).double()
+    # The fraction converges fast on one side of the mean; the other is its mirror.
+    swap = p > (a + 1) / (a + b + 2)
+    a, b, x = torch.where(swap, b, a), torch.where(swap, a, b), torch.where(swap, 1 - p, p)
+    front = torch.xlogy(a, x) + torch.xlogy(b, 1 - x) - a.log()
+    front = front + torch.lgamma(a + b) - torch.lgamma(a) - torch.lgamma(b)
+    value = front.exp() / _fraction(a, b, x)
+    return torch.where(hits <= 0, 1.0, torch.where(swap, 1 - value, value))
+
+
+def _fraction(a: Tensor, b: Tensor, x: Tensor) -> Tensor:
+    """Return the continued fraction of the incomplete beta function (Abramowitz 26.5.8)."""
+    value = c = torch.ones_like(x)
+    d, done = torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
+    for count in range(1, 100_000):
+        m = count // 2
+        if count % 2:
+            step = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        else:
+            step = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        d = 1 / (1 + step * d)
+        c = 1 + step / c
+        # A number that has settled stays, whatever the others in its batch still need.
+        done = done | ((c * d - 1).abs() < 1e-14)
+        value = torch.where(done, value, value * (c * d))
+        if bool(done.all()):
+            break
+    return value
+
+
+def binomial_lower(hits: Tensor, n: int, alpha: float) -> Tensor:
+    """Return the exact lower bound (B,) of a rate of which `hits` (B,) of n were seen.
+
+    One-sided, Clopper and Pearson 1934: with probability 1 - alpha at least the true rate is no
+    smaller. It is the p at which so many hits or more have probability alpha; 0 for no hits.
+
+    >>> round(float(binomial_lower(torch.tensor([10]), 10, 0.001)), 12)  # alpha ** (1 / 10)
+    0.501187233627
+    """
+    kinds, place = hits.unique(return_inverse=True)
+    low, high = torch.zeros_like(kinds, dtype=torch.float64), kinds.double() / n
+    for _ in range(50):
+        middle = (low + high) / 2
+        below = binomial_tail(kinds, n, middle) < alpha
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return torch.where(kinds > 0, low, 0.0)[place]

@@ -4,6 +4,7 @@ from foible.defend.losses.base import Loss, cross_entropy
 from foible.defend.losses.bounding import Interval, interval
 from foible.defend.losses.carried import Free, free
 from foible.defend.losses.ensembling import EnsembleTraining, ensemble_training
+from foible.defend.losses.noise import WithNoise, with_noise
 from foible.defend.losses.penalty import GradientPenalty, gradient_penalty
 from foible.defend.losses.propagation import AdvProp, advprop
 from foible.defend.losses.reasons import Rationales, rationales
@@ -27,6 +28,7 @@ __all__ = [
     "Tempered",
     "Trades",
     "WeightPerturbation",
+    "WithNoise",
     "adversarial",
     "advprop",
     "awp",
@@ -41,4 +43,5 @@ __all__ = [
     "plain",
     "rationales",
     "trades",
+    "with_noise",
 ]
