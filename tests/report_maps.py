@@ -38,6 +38,13 @@ def explanations(maker: Maker, model: str, strong: bool) -> None:
         "explanation", "explain-counter", model, None, n=3, tensors=tensors,
         detail={"rows": rows, "found": 2},
     )  # fmt: skip
+    detail = {
+        "rates": [[r, r - 0.03, r + 0.03] for r in (0.9, 0.7, 0.5)], "lost": [0.2, 0.4], "k": 4,
+        "n": 500, "edges": [0.31, 0.3, 0.32], "gini": [0.6, 0.58, 0.62], "maps": 50, "p": 1024.0,
+        "seen": [0, 0, 3], "true": [0],
+    }  # fmt: skip
+    tensors = {"shown": maker.images[:3]}
+    maker.cell("explanation", "explain-texture", model, 0.7, detail=detail, tensors=tensors, n=500)
     lines = {
         name: [[v, v - 0.05, v + 0.05] for v in (top, top - 0.1, top - 0.2, top - 0.3)]
         for name, top in (("random noise", 0.95), ("attack on the label", 0.85),

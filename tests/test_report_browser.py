@@ -152,7 +152,7 @@ def test_it_fits_and_is_silent(browser: Any, runs: Path, name: str, width: int) 
 def test_every_section_and_figure_is_visible(browser: Any, runs: Path, name: str) -> None:
     with visit(browser, runs, name) as seen:
         headings = seen.page.locator("h1, h2, .step h3").all()
-        assert len(headings) == 1 + 15 + 4
+        assert len(headings) == 1 + 16 + 4
         assert all(h.is_visible() and h.inner_text().strip() for h in headings)
         charts = seen.page.locator("svg.chart").all()
         assert len(charts) == (23 if name == "two" else 0)

@@ -18,7 +18,7 @@ from foible.audit.explaining import GALLERY, DriftWork, explanation_cells, title
 from foible.audit.reading import read_run
 from foible.audit.reporting import render
 
-SECTIONS = ("explanations", "scores", "sanity", "counterfactuals", "drift")
+SECTIONS = ("explanations", "scores", "sanity", "counterfactuals", "texture", "drift")
 
 
 def section(page: str, name: str) -> str:
@@ -108,9 +108,16 @@ def test_counterfactuals_say_what_was_found(page: str) -> None:
     )
 
 
+def test_texture_and_shape_stand_beside_each_other(page: str) -> None:
+    text = section(page, "texture")
+    assert text.count("<tr><td>") == 3 * 2 and text.count('<div class="frame">') == 3 * 2
+    assert "Without shape, 4 × 4 patches" in text and text.count('class="wrong"') == 2
+    assert len(re.findall(r"puts 31(\.0)?\s% of its map", text)) == 2
+
+
 def test_what_is_missing_says_so(tmp_path: Path) -> None:
     empty = render(read_run(make_run(tmp_path / "run", skip=("explanation",))))
-    for name in SECTIONS[:4]:
+    for name in SECTIONS[:5]:
         assert section(empty, name).count("not measured") >= 2
 
 
@@ -130,10 +137,15 @@ def test_an_audit_measures_the_page(tmp_path: Path) -> None:
     assert set(lines) == {
         "explain-gallery", "explain-score-saliency", "explain-score-integrated_gradients",
         "explain-score-random_map", "explain-sanity", "explain-counter", "explain-drift-saliency",
+        "explain-texture",
     }  # fmt: skip
     score = lines["explain-score-integrated_gradients"]
     assert score["n"] == 6 and score["forwards"] == 6 * (50 + 4 * 29) + 3
     assert score["backwards"] == 6 * 50 and score["detail"]["residual"]["median"] >= 0
+    texture = lines["explain-texture"]
+    assert texture["detail"]["k"] == 3 and texture["detail"]["rates"][0][0] == pytest.approx(6 / 9)
+    # Three versions and a look for the right ones, the maps of those, three tiles; one to try.
+    assert texture["n"] == 9 and texture["forwards"] == 9 * 4 + 6 * 50 + 3 + 1
     assert lines["explain-gallery"]["detail"]["methods"][0]["title"] == "Saliency"
     assert not any(m._forward_pre_hooks for m in net.modules())
     text = report.report.read_text("utf-8")

@@ -12,6 +12,7 @@ import numpy as np
 from foible.audit.pictures import kept
 from foible.audit.reading import Cell, Run, real, reals, whole
 from foible.audit.sections import class_name, input_bounds, models
+from foible.audit.textures import VERSIONS
 from foible.audit.wording import MISSING, fraction
 from foible.figures import Curve, inline_svg, input_tile, labelled_lines, shared_scale, signed_tile
 from foible.figures.maps import drawing_range
@@ -193,6 +194,46 @@ def drift(run: Run) -> list[Part]:
                 part["figure"] = inline_svg(figure, f"drift-{model['index']}", alt)
             out.append(part)
     return out
+
+
+def textures(run: Run) -> list[Part]:
+    """What is left of each model without texture and without shape, and where its maps look."""
+    out = []
+    for model in models(run):
+        cell = run.cell(model["name"], "explain-texture")
+        part: Part = {**model, "rows": [], "tiles": []}
+        detail = {} if cell is None else cell.detail
+        rates = [reals(rate) for rate in detail.get("rates") or []]
+        if cell is not None and len(rates) == len(VERSIONS):
+            part["rows"] = [
+                {"name": name, "rate": rate[0], "interval": None if None in rate else rate[1:]}
+                for name, rate in zip(VERSIONS, rates, strict=True)
+                if len(rate) == 3
+            ]
+            part |= {key: whole(detail.get(key)) for key in ("k", "n", "maps")}
+            spread = {key: reals(detail.get(key)) for key in ("edges", "gini")}
+            part |= {k: v if len(v) == 3 and None not in v else None for k, v in spread.items()}
+            part["tiles"] = _texture_tiles(run, cell)
+        out.append(part)
+    return out
+
+
+def _texture_tiles(run: Run, cell: Cell) -> list[Part]:
+    arrays = kept(run, cell, "shown")
+    seen = cell.detail.get("seen") or []
+    if not arrays or len(seen) != len(VERSIONS):
+        return []
+    true = (cell.detail.get("true") or [None])[0]
+    drawn = drawing_range(input_bounds(run), arrays[0])
+    return [
+        {
+            "tile": input_tile(image, f"an input {name}", drawn),
+            "name": name,
+            "label": class_name(run, label),
+            "wrong": label != true,
+        }
+        for image, name, label in zip(arrays[0], VERSIONS, seen, strict=True)
+    ]
 
 
 def counterfactuals(run: Run) -> list[Part]:

@@ -91,6 +91,7 @@ def render(run: Run) -> str:
         scores=gallery.scores(run),
         sanity=gallery.sanity(run),
         drift=gallery.drift(run),
+        textures=gallery.textures(run),
         counterfactuals=gallery.counterfactuals(run),
         checks=sections.checks(run),
         costs=sections.costs(run),

@@ -24,6 +24,7 @@ from foible.audit.distances import CurveWork
 from foible.audit.explaining import explanation_cells
 from foible.audit.log import SCHEMA, Log, write_atomically
 from foible.audit.planning import Plan
+from foible.audit.textures import TextureWork
 from foible.core.access import Access
 from foible.core.errors import FoibleError, InputError
 from foible.core.oracle import Oracle
@@ -85,6 +86,8 @@ def plan_cells(plan: Plan) -> list[Cell]:
     out.append(Cell("strips", "strips", {}, work.StripsWork(), after, 0.5))
     if plan.gallery:
         out += explanation_cells(plan.explanations, after)
+        if plan.explanations:
+            out.append(Cell("explanation", "explain-texture", {}, TextureWork(), (), 2.0))
     if plan.checks:
         for c in CHECKS:
             reads = names if c.after == EVERY_ATTACK else c.after
