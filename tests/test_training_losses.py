@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from foible import attacks, defend
 from foible.core.errors import InputError, KindError
 from foible.defend import Batch, Loss
+from foible.defend.breaking import defence_of
 from foible.models import wrap
 from foible.parts.threats import L2, Linf, Spatial
 
@@ -267,6 +268,21 @@ def test_free_training_within_another_ball_and_with_a_larger_batch() -> None:
         defend.free(Spatial(10.0))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="eps"):
         defend.free(Linf())
+
+
+def test_a_defence_that_is_broken_is_named_on_its_net() -> None:
+    attack = attacks.fgsm(Linf(EPS))
+    for name, loss in {
+        "ensemble_training": defend.ensemble_training(attack, [softened(0.4)]),
+        "gradient_penalty": defend.gradient_penalty(1.0),
+        "distillation": defend.distilled(softened(0.4)),
+    }.items():
+        net = loss.finish(softened())
+        assert defence_of(net) == name == defend.breaker(name).name
+        own = nn.Sequential()
+        own.defence = nn.Linear(2, 2)
+        assert isinstance(loss.finish(own).defence, nn.Linear)
+    assert defence_of(defend.denoised(SmallNet(), defend.UNet())) == "guided_denoiser"
 
 
 def test_losses_repeat_themselves_under_a_seed() -> None:

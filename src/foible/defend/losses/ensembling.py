@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foible.attacks.base import Attack
 from foible.core.errors import InputError
 from foible.core.oracle import Model
 from foible.defend.batch import Batch
-from foible.defend.losses.base import Loss, cross_entropy
+from foible.defend.losses.base import Loss, cross_entropy, marked
 from foible.models import as_model
 
 
@@ -23,6 +23,10 @@ class EnsembleTraining(Loss):
 
     attack: Attack
     sources: tuple[Model, ...] = field(repr=False)
+
+    def finish(self, net: nn.Module) -> nn.Module:
+        """Name the defence, for its breaker."""
+        return marked(net, "ensemble_training")
 
     def source(self, batch: Batch) -> Model:
         """Return the model that this batch's adversarials are made on."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from foible.core.errors import InputError
 from foible.defend.batch import Batch
-from foible.defend.losses.base import Loss, cross_entropy
+from foible.defend.losses.base import Loss, cross_entropy, marked
 
 OF = ("label", "all")
 
@@ -25,6 +25,10 @@ class GradientPenalty(Loss):
             raise InputError(f"weight={self.weight}: above 0; without it train on `plain()`")
         if self.of not in OF:
             raise InputError(f"of is {self.of!r}: choose {' or '.join(map(repr, OF))}")
+
+    def finish(self, net: nn.Module) -> nn.Module:
+        """Name the defence, for its breaker."""
+        return marked(net, "gradient_penalty")
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return (B,)."""

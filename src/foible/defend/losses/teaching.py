@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foible.core.errors import InputError
 from foible.core.oracle import Model
 from foible.defend.batch import Batch
-from foible.defend.losses.base import Loss, cross_entropy
+from foible.defend.losses.base import Loss, cross_entropy, marked
 from foible.models import as_model
 
 
@@ -39,6 +39,10 @@ class Distilled(Loss):
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
+
+    def finish(self, net: nn.Module) -> nn.Module:
+        """Name the defence, for its breaker."""
+        return marked(net, "distillation")
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return (B,); the labels are not looked at."""
