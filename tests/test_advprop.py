@@ -77,3 +77,13 @@ def test_a_net_without_batch_norm_is_refused() -> None:
         ADVPROP.prepare(foible.zoo.networks.small_cnn())
     root = defend.split_norms(nn.BatchNorm1d(3))
     assert isinstance(root, TwinNorm)
+
+
+def test_the_trainer_hands_out_the_class_that_it_got() -> None:
+    net = seeded(Normed)
+    data = images(64), torch.arange(64) % 3
+    settings = defend.Settings(batch=16, hold_out=0, average=0.0)
+    made = defend.train(net, data, ADVPROP, epochs=1, settings=settings)
+    assert type(made) is Normed and list(made.state_dict()) == list(net.state_dict())
+    assert not torch.equal(made.body[1].running_mean, net.body[1].running_mean)
+    assert int(made.body[1].num_batches_tracked) == 4  # the clean batches alone

@@ -12,6 +12,8 @@ from foible import defend
 from foible.core.errors import InputError, ModelError
 from foible.defend.batch import Batch
 from foible.defend.certify import bounds, certified
+from foible.defend.training.devices import Devices
+from foible.defend.training.validating import Validation
 from foible.models import wrap
 
 
@@ -76,18 +78,24 @@ def shapes(count: int, seed: int) -> tuple[Tensor, Tensor]:
 def test_what_is_trained_so_can_be_certified() -> None:
     (x, y), (tx, ty) = shapes(512, 0), shapes(200, 1)
     rates = {}
-    for name, loss in {"plain": defend.plain(), "interval": defend.interval(0.15)}.items():
-        model = net()
-        optimiser, steps = torch.optim.Adam(model.parameters(), 5e-3), 80
-        for step in range(steps):
-            rows = torch.arange(64) + 64 * (step % 8)
-            one = Batch(wrap(model), x[rows], y[rows], rows, progress=step / steps)
-            optimiser.zero_grad()
-            loss(one).mean().backward()
-            optimiser.step()
+    settings = defend.Settings(batch=64, lr=1e-2, average=0.0)
+    for name, loss in {
+        "plain": defend.plain(),
+        "interval": defend.interval(0.15, ramp=0.3),
+    }.items():
+        model = defend.train(net(), (x, y), loss, 16, valid=(tx, ty), settings=settings)
         assert (model(tx).argmax(1) == ty).float().mean() > 0.95
         rates[name] = certified(model, tx, ty, 0.15).float().mean().item()
     assert rates["interval"] > 0.9 > 0.5 > rates["plain"]
+
+
+def test_validation_counts_what_is_certified() -> None:
+    model, loss = net(), defend.interval(0.02)
+    (x, y), settings = shapes(60, 2), defend.Settings(watch=None)
+    watched = Validation((x, y), loss, settings)
+    clean, robust = watched.accuracy(wrap(model), Devices("no"))
+    assert clean == float((model(x).argmax(1) == y).double().mean())
+    assert robust == float(certified(model, x, y, 0.02).double().mean())
 
 
 def test_batch_norm_in_training_mode_is_refused_by_name() -> None:

@@ -35,7 +35,10 @@ class Written(nn.Module):
         h += more
         h = F.max_pool2d(F.pad(h, (1, 1, 1, 1)), 3, 2)
         h = self.dropout(h)[..., 1:, 1:].reshape(len(x), -1)
-        return (h - h.mean(1, keepdim=True)) @ self.weight[: h.shape[1]] / 3
+        gathered = torch.zeros_like(h)
+        gathered += h - h.mean(1, keepdim=True)
+        gathered += h.new_ones(1)
+        return gathered @ self.weight[: h.shape[1]] / 3
 
 
 def moved_norms(net: nn.Module) -> nn.Module:

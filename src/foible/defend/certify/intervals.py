@@ -119,6 +119,8 @@ class Intervals(Following):
         out = func(*args, **kwargs)
         for tensor, lower, upper in zip(*map(_tensors, (out, *found)), strict=True):
             self.boxes[tensor] = Box(lower, upper, tensor._version, before)
+            if tensor in self.still:  # something that depends on x was added to it in place
+                del self.still[tensor]
         return out
 
     def _bounds(
@@ -135,15 +137,17 @@ class Intervals(Following):
             """The function with another number in place of each moving tensor."""
 
             def put(leaf: Any) -> Any:
-                # A copy, because the function may work in place.
-                held = boxes.get(leaf) if isinstance(leaf, Tensor) else None
-                return leaf if held is None else pick(held).clone()
+                # Copies, of constants too: the function may work in place.
+                if not isinstance(leaf, Tensor):
+                    return leaf
+                held = boxes.get(leaf)
+                return (leaf if held is None else pick(held)).clone()
 
             given = tree_map(put, (args, kwargs))
             return func(*given[0], **given[1])
 
         on = kwargs.get("training") is True or any(arg is True for arg in args)
-        if on and ("dropout" in name or name == "batch_norm"):
+        if "out" in kwargs or (on and ("dropout" in name or name == "batch_norm")):
             self.refuse(name)
         call = activation(func, args, kwargs)
         if call is not None and len(moving) == 1 and self._rises(name, args, kwargs):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foible.attacks.base import Attack
 from foible.defend.batch import Batch
+from foible.models.holding import TorchModel
 
 
 class Loss(ABC):
@@ -36,6 +37,10 @@ class Loss(ABC):
     def against(self) -> Attack | None:
         """The attack that the loss trains against, if any: what validation measures."""
         return getattr(self, "attack", None)
+
+    def withstands(self, model: TorchModel, x: Tensor, y: Tensor) -> Tensor | None:
+        """Return which samples count as robust in validation, (B,) bool; None: ask `against`."""
+        return None
 
     def prepare(self, net: nn.Module) -> nn.Module:
         """Return the net to train, from the copy that the trainer made; called once."""

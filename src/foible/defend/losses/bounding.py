@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from foible.attacks.base import Attack
-from foible.attacks.gradient import pgd
 from foible.core.errors import InputError
 from foible.defend.batch import Batch
-from foible.defend.certify.intervals import propagated, worst_gaps
+from foible.defend.certify.intervals import certified, propagated, worst_gaps
 from foible.defend.losses.base import Loss, cross_entropy
-from foible.parts.threats import Linf
+from foible.models.holding import TorchModel
 
 
 @dataclass(frozen=True)
@@ -30,10 +28,9 @@ class Interval(Loss):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name}={getattr(self, name)}: a share, in [0, 1]")
 
-    @property
-    def against(self) -> Attack:
-        """PGD within eps: clean accuracy would choose an epoch from before the bounds counted."""
-        return pgd(Linf(self.eps), steps=10)
+    def withstands(self, model: TorchModel, x: Tensor, y: Tensor) -> Tensor:
+        """Return what is certified, (B,) bool: under attacks an epoch of loose bounds may win."""
+        return certified(model, x, y, self.eps)
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return (B,)."""
@@ -53,7 +50,8 @@ def interval(eps: float, kappa_end: float = 0.5, ramp: float = 0.5) -> Interval:
     lower, the more is certified and the less is right; 0.5 in the paper. About three forwards and
     backwards a step, and no attack.
 
-    Nets: those that `certify.bounds` serves; a batch norm in training mode is refused by name.
+    Validation counts what is certified. Nets: those that `certify.bounds` serves; a batch norm in
+    training mode is refused by name.
 
     Departure: the paper trains some steps on clean inputs before eps begins to grow; here it grows
     from the first.

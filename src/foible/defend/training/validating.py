@@ -21,16 +21,19 @@ class Validation:
         self.x, self.y = valid
         self.seed = settings.seed
         self.attack = settings.watch or _watch(loss)
+        self.loss = None if settings.watch else loss
 
     def accuracy(self, model: TorchModel, devices: Devices) -> tuple[float, float | None]:
         """Return the clean and the robust accuracy, the latter None where nothing is attacked."""
         mine = torch.arange(len(self.y))[devices.rank :: devices.world]
         x, y, ids = devices.to(self.x[mine]), devices.to(self.y[mine]), devices.to(mine)
-        if self.attack is None:
+        certain = None if self.loss is None else self.loss.withstands(model, x, y)
+        if self.attack is None or certain is not None:
             with model.session(), torch.no_grad():
                 labels = torch.cat([model.scores(part).argmax(1) for part in x.split(256)])
-            hits, n = devices.summed(float((labels == y).sum()), float(len(y)))
-            return hits / n, None
+            sure = 0.0 if certain is None else float(certain.sum())
+            hits, sure, n = devices.summed(float((labels == y).sum()), sure, float(len(y)))
+            return hits / n, None if certain is None else sure / n
         result = self.attack(model, x, y, seed=self.seed, ids=ids)
         right = result.clean_label.to(y.device) == y
         clean, robust, n = devices.summed(
