@@ -189,6 +189,15 @@ def test_what_does_not_fit_is_said(small) -> None:
         attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, y, x[:2])
     with pytest.raises(InputError, match="one class"):
         attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, y, target=y[:2])
+    for wrong, says in (
+        (y.double(), "has dtype"),
+        (y - 5, "counted from 0"),
+        (y[:2], "y has shape"),
+    ):
+        with pytest.raises(InputError, match=says):
+            attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, wrong)
+    with pytest.raises(InputError, match="target holds -"):
+        attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, y, target=y - 5)
     with pytest.raises(InputError, match="target holds class"):
         attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, y, target=y + 4)
     one = nn.Sequential(net, nn.Linear(4, 1).double())

@@ -300,7 +300,9 @@ def _noise(threat: Ball, rows: Rows, draw: Draw) -> Tensor:
     """Draw AutoAttack's start."""
     shape, dtype = rows.shape, rows.x.dtype
     if threat.norm == "l1":
-        return threat.project(rows, draw.normal(shape, dtype))
+        # Theirs is for boxes of width 1; in other units the noise is as wide beside the box.
+        width = 1.0 if threat.box is None else threat.box.width
+        return threat.project(rows, draw.normal(shape, dtype) * width)
     if threat.norm == "linf":
         noise = draw.uniform(shape, dtype) * 2 - 1
     else:

@@ -138,7 +138,9 @@ class FastMinimum(Search):
         # at most a step: among several rivals the points bounce, and each longer jump would ask
         # for a longer one still.
         slope = torch.linalg.vector_norm(grad, ord=_DUAL[ball.norm], dim=1)
-        ahead = torch.where(slope > 0, seen.value.abs() / slope, 0.0)
+        # In L0 the radius counts features, each of which may cross the whole box.
+        gain = slope * (_width(ball) if sparse else 1.0)
+        ahead = torch.where(slope > 0, seen.value.abs() / gain, 0.0)
         guess = (size + torch.where(ahead.isfinite(), ahead, 0.0)) * (1 + gamma)
         guess = torch.where(state.eps > 0, guess.minimum(1.5 * state.eps), guess)
         eps = torch.where(best.isfinite(), eps, guess.minimum(_largest(ball, rows)))
