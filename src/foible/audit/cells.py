@@ -182,40 +182,53 @@ class AttackWork:
         """Attack, and count errors over all samples."""
         attack = self.build(context)
         result = attack(context.model, context.x, context.y, seed=context.seed)
-        # A targeted attack may miss its target and still cost the label, and a sample that was
-        # wrong before counts as an error under any attack.
-        broken = result.success if attack.reach is None else result.label != context.y
-        value, interval = accuracy(~broken)
-        chosen = result.attacked
-        fell = result.success[chosen]
-        rate, rate_interval = accuracy(fell)
-        distances = result.distance[result.success & chosen]
-        eps = getattr(attack.threat, "eps", None)
         recipe = str(self.table["recipe"])
-        detail = {
+        said = {
             "norm": self.table["norm"],
-            "eps": eps,
-            "stop": attack.stop,
-            "steps": None if isinstance(attack, attacks.Cascade) else attack.search.steps,
             "title": self.table.get("title") or _title(recipe, self.table),
-            "success_rate": rate,
-            "success_n": len(fell),
-            "success_interval": rate_interval,
-            "median_distance": float(distances.median()) if len(distances) else None,
-            "statuses": {s: result.status.count(s) for s in ("wrong", "fooled", "survived")},
             "control": recipe == "random_noise",
         }
-        if isinstance(result, attacks.CascadeResult):
-            detail["stages"] = [asdict(stage) for stage in result.stages]
-            detail["advice"] = result.advice
-        tensors = {
-            "x": result.x, "success": broken, "distance": result.distance,
-            "label": result.label, "calls": result.forwards + result.backwards,
-        }  # fmt: skip
-        return Measured(
-            value, len(result.x), interval, int(result.forwards.sum()),
-            int(result.backwards.sum()), "ok", detail, tensors,
-        )  # fmt: skip
+        return attacked(attack, result, context.y, said)
+
+
+def attacked(
+    attack: attacks.Attack | attacks.Cascade,
+    result: attacks.Result | attacks.CascadeResult,
+    y: Tensor,
+    said: Mapping[str, Any],
+) -> Measured:
+    """Return what an attack's result measures; said: further details."""
+    # A targeted attack may miss its target and still cost the label, and a sample that was
+    # wrong before counts as an error under any attack.
+    broken = result.success if attack.reach is None else result.label != y
+    value, interval = accuracy(~broken)
+    chosen = result.attacked
+    fell = result.success[chosen]
+    rate, rate_interval = accuracy(fell)
+    distances = result.distance[result.success & chosen]
+    eps = getattr(attack.threat, "eps", None)
+    detail = {
+        **said,
+        "eps": eps,
+        "stop": attack.stop,
+        "steps": None if isinstance(attack, attacks.Cascade) else attack.search.steps,
+        "success_rate": rate,
+        "success_n": len(fell),
+        "success_interval": rate_interval,
+        "median_distance": float(distances.median()) if len(distances) else None,
+        "statuses": {s: result.status.count(s) for s in ("wrong", "fooled", "survived")},
+    }
+    if isinstance(result, attacks.CascadeResult):
+        detail["stages"] = [asdict(stage) for stage in result.stages]
+        detail["advice"] = result.advice
+    tensors = {
+        "x": result.x, "success": broken, "distance": result.distance,
+        "label": result.label, "calls": result.forwards + result.backwards,
+    }  # fmt: skip
+    return Measured(
+        value, len(result.x), interval, int(result.forwards.sum()),
+        int(result.backwards.sum()), "ok", detail, tensors,
+    )  # fmt: skip
 
 
 def _title(recipe: str, table: Mapping[str, Any]) -> str:

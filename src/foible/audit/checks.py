@@ -131,7 +131,10 @@ def _zero_gradients(context: Context, objective: Any) -> float:
 
 
 def gradients(context: Context) -> Verdict:
-    """Fail where the margin's gradient is zero on more than 2 % of inputs."""
+    """Fail where the margin's gradient is zero on more than 2 % of inputs, or there is none."""
+    if context.model.access < Access.GRADIENTS:
+        given = context.model.access.name.lower()
+        return False, 1.0, f"none: the model gives {given} alone", "at most 2 % and 10 % zero"
     margin = _zero_gradients(context, Margin())
     loss = _zero_gradients(context, CrossEntropy())
     return (

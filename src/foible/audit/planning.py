@@ -17,7 +17,7 @@ PRESETS = ("quick", "full")
 EXPLAINERS = ("saliency", "gradient_x_input", "smoothgrad", "integrated_gradients")
 DEFAULT_EPS = 0.1
 NORMS = ("linf", "l2", "l1", "l0")
-RESERVED = re.compile(r"clean$|strips$|(curve|thesis|stability|check|explain)-")
+RESERVED = re.compile(r"clean$|strips$|(breaker|curve|thesis|stability|check|explain)-")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from foible.attacks.base import check_batch, check_labels
 from foible.audit import cells as work
 from foible.audit import thesis
 from foible.audit.bar import Bar
+from foible.audit.breaking import breaker_cell
 from foible.audit.cells import Cell, Context, Measured
 from foible.audit.checks import CHECKS, EVERY_ATTACK
 from foible.audit.distances import CurveWork
@@ -26,10 +27,11 @@ from foible.audit.log import SCHEMA, Log, write_atomically
 from foible.audit.planning import Plan
 from foible.audit.textures import TextureWork
 from foible.core.access import Access
-from foible.core.errors import FoibleError, InputError
+from foible.core.errors import AccessError, FoibleError, InputError
 from foible.core.oracle import Oracle
 from foible.core.rows import Rows
 from foible.core.spec import digest
+from foible.defend.breaking import defence_of
 from foible.models import TorchModel, as_model
 from foible.models.identity import hash_tensors
 
@@ -54,14 +56,19 @@ class Report:
     complete: bool = True
 
 
-def plan_cells(plan: Plan) -> list[Cell]:
-    """Return the cells of a plan for one model, in an order that respects what they read."""
+def plan_cells(plan: Plan, defence: str = "") -> list[Cell]:
+    """Return the cells of a plan for one model, in an order that respects what they read.
+
+    defence: the model's own, as `foible.defend.breaker` names it: what breaks it is run as well.
+    """
     out = [Cell("clean", "clean", {}, work.clean, cost=0.2)]
     for table in plan.attacks:
         cost = {"pgd": 5.0, "mim": 1.5, "smoothgrad_attack": 3.0, "bim": 1.5}.get(
             table["recipe"], 0.4
         )
         out.append(Cell("attack", table["name"], dict(table), work.AttackWork(table), cost=cost))
+    if defence and plan.attacks:
+        out.append(breaker_cell(plan, defence))
     for norm in plan.curves:
         read = tuple(
             str(t["name"]) for t in plan.attacks
@@ -146,9 +153,9 @@ def run(
     _fitting(models, x, y)
     folder = Path(out)
     data_hash = hash_tensors([("", x), ("", y)])
-    cells = plan_cells(plan)
+    cells = {name: plan_cells(plan, defence_of(held)) for name, held in models.items()}
     identities = {name: held.identity() for name, held in models.items()}
-    found = {name: keys(plan, cells, identities[name], data_hash) for name in models}
+    found = {name: keys(plan, cells[name], identities[name], data_hash) for name in models}
     log = Log(folder)
     try:
         plan_file = _plan_file(plan, identities, (data_hash, x, about or {}), found, cells)
@@ -156,7 +163,7 @@ def run(
         write_atomically(folder / "plan.json", json.dumps(plan_file, indent=1).encode())
         wanted = {key for by_name in found.values() for key in by_name.values()}
         notes = _notes(log, wanted)
-        jobs = [(m, cell) for m in models for cell in cells]
+        jobs = [(m, cell) for m in models for cell in cells[m]]
         complete = _work(jobs, models, (x, y), plan, found, log, progress)
     finally:
         log.close()
@@ -187,6 +194,10 @@ def _work(
                 started = time.monotonic()
                 try:
                     measured = cell.work(context)
+                except AccessError as error:
+                    # Nothing went wrong: the model gives less than this measurement asks.
+                    detail = {**getattr(cell.work, "says", {}), "reason": str(error)}
+                    measured = Measured(None, 0, status="not measured", detail=detail)
                 except Exception as error:
                     # One cell that cannot be measured must not cost the others, whatever the
                     # model raises in it.
@@ -282,7 +293,7 @@ def _plan_file(
     identities: Mapping[str, dict[str, Any]],
     data: tuple[str, Tensor, Mapping[str, Any]],
     found: Mapping[str, Mapping[str, str]],
-    cells: Sequence[Cell],
+    cells: Mapping[str, Sequence[Cell]],
 ) -> dict[str, Any]:
     digest_, x, about = data
     classes = about.get("classes")
@@ -305,7 +316,7 @@ def _plan_file(
         "thresholds": [dict(t) for t in plan.thresholds],
         "cells": [
             {"key": found[m][c.name], "kind": c.kind, "name": c.name, "model": m}
-            for m in identities for c in cells
+            for m in identities for c in cells[m]
         ],
     }  # fmt: skip
 

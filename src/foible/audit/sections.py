@@ -109,6 +109,8 @@ def _attack_row(run: Run, cell: Cell) -> dict[str, Any]:
         "backwards": None if cell.backwards is None or not n else cell.backwards / n,
         "stop": _STOPS.get(str(detail.get("stop")), str(detail.get("stop") or MISSING)),
         "control": bool(detail.get("control")),
+        "naive": real(detail.get("naive")),
+        "because": str(detail.get("because") or ""),
         "spoilers": failed_checks(run, cell.model, [cell.name]),
         "absent": cell.value is None,
         "reason": reason(cell),
