@@ -107,6 +107,29 @@ def test_a_trained_net_says_what_it_is(data) -> None:
     assert defence_of(net) == defence_of(wrap(net)) == "fgsm"
 
 
+def test_training_leaves_the_name_of_its_breaker() -> None:
+    x, y = rand(32, 4, seed=1), torch.arange(32) % 2
+    net, threat = filled(nn.Linear(4, 2), 1), Linf(0.1)
+    losses = {
+        "fgsm": defend.adversarial(fgsm(threat), clean=0.5),
+        "gradient_penalty": defend.gradient_penalty(1.0),
+        "ensemble_training": defend.ensemble_training(fgsm(threat), [net]),
+        "distillation": defend.distilled(net, 20.0),
+        "": defend.adversarial(attacks.pgd(threat, 2)),
+    }
+    for name, loss in losses.items():
+        assert defence_of(defend.train(net, (x, y), loss, epochs=1)) == name
+    assert defence_of(defend.denoised(BARE, defend.UNet())) == "guided_denoiser"
+
+
+def test_a_denoiser_is_shown_what_was_made_without_it(data) -> None:
+    x, y = (t[:8] for t in data)
+    model = defend.denoised(BARE, nn.Identity())
+    found = defend.breaker("guided_denoiser", steps=3)(model, x, y, Linf(0.05))
+    assert torch.equal(found.naive.x, attacks.pgd(Linf(0.05), 3)(BARE, x, y).x)
+    assert int(found.naive.backwards.sum()) > 0 and bare(model) is not None
+
+
 def test_a_vote_is_judged_by_votes(data) -> None:
     x, y = (t[:4] for t in data)
     model = defend.region_vote(BARE, 0.02, 20)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from foible.attacks.base import Attack, needs_eps
 from foible.attacks.gradient import pgd
 from foible.core.errors import InputError
 from foible.core.threat import Threat
 from foible.defend.batch import Batch
-from foible.defend.losses.base import Loss, cross_entropy
+from foible.defend.losses.base import Loss, cross_entropy, marked
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class Adversarial(Loss):
             raise InputError(f"clean={self.clean}: the share of the clean loss lies in [0, 1)")
         if not 0 <= self.ramp <= 1:
             raise InputError(f"ramp={self.ramp}: a share of the training, in [0, 1]")
+
+    def finish(self, net: nn.Module) -> nn.Module:
+        """Name the defence where it is one that is broken: training on one step."""
+        return marked(net, "fgsm") if self.attack.name == "fgsm" else net
 
     def __call__(self, batch: Batch) -> Tensor:
         """Return (B,)."""
