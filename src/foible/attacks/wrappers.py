@@ -68,10 +68,9 @@ class _Drawn(View):
             self._scores = self.oracle.scores(x, self.rows)
             if self._scores.requires_grad and self.samples > 1:
                 # The oracle counts one backward a row; the other draws cost theirs as well.
-                others = self.rows.index[len(self.of.rows) :]
-                self._scores.register_hook(
-                    lambda grad: self.oracle.meter.count(others, backward=True)
-                )
+                # The hook does not know this view, or the two would hold each other's graph.
+                others, meter = self.rows.index[len(self.of.rows) :], self.oracle.meter
+                self._scores.register_hook(lambda grad: meter.count(others, backward=True))
         return self._scores
 
 
