@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from foible import attacks, audit, defend, explain, models, zoo
+    from foible import attacks, audit, defend, detect, explain, models, zoo
     from foible.core.errors import FoibleError
     from foible.models import wrap
     from foible.parts.threats import L0, L1, L2, Features, Linf
@@ -30,7 +30,7 @@ _WHERE = {
     "Features": "foible.parts.threats",
     "FoibleError": "foible.core.errors",
 }
-_ROOMS = ("attacks", "audit", "defend", "explain", "models", "zoo")
+_ROOMS = ("attacks", "audit", "defend", "detect", "explain", "models", "zoo")
 
 __all__ = [
     "L0",
@@ -42,6 +42,7 @@ __all__ = [
     "attacks",
     "audit",
     "defend",
+    "detect",
     "explain",
     "models",
     "wrap",

@@ -1,0 +1,38 @@
+"""Detectors: watch a model, and know what the watch is worth."""
+
+from foible.detect.base import Feature, Head
+from foible.detect.drifting import Drift, drift, mmd_test
+from foible.detect.evading import Adaptive, adaptive
+from foible.detect.evaluating import Way, Worth, evaluate
+from foible.detect.guarding import Answer, Guard, guard
+from foible.detect.heads import Forest, Largest, Logistic, Svm
+from foible.detect.nets import Network
+from foible.detect.recipes import pixels, squeezed
+from foible.detect.watching import Detector, Level, Watch, load
+
+__all__ = [
+    "Adaptive",
+    "Answer",
+    "Detector",
+    "Drift",
+    "Feature",
+    "Forest",
+    "Guard",
+    "Head",
+    "Largest",
+    "Level",
+    "Logistic",
+    "Network",
+    "Svm",
+    "Watch",
+    "Way",
+    "Worth",
+    "adaptive",
+    "drift",
+    "evaluate",
+    "guard",
+    "load",
+    "mmd_test",
+    "pixels",
+    "squeezed",
+]
