@@ -49,6 +49,16 @@ def test_a_changed_net_is_attacked_like_any_other(name: str) -> None:
     assert bool(found.success.any())  # its gradients pass
 
 
+def test_a_copy_carries_the_name_of_its_breaker() -> None:
+    net, x = seeded(Own), images()
+    y = net.eval()(x).argmax(1)
+    smooth, dropped = defend.kernel_smoothing(net), defend.plain_again(defend.infodrop(net))
+    assert (smooth.defence, dropped.defence) == ("kernel_smoothing", "infodrop")
+    assert not hasattr(net, "defence")
+    found = defend.breaker(smooth.defence, steps=10)(smooth.eval(), x, y, foible.Linf(0.5))
+    assert found.gap >= 0
+
+
 # --- kernel smoothing
 
 

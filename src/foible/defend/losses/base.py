@@ -58,13 +58,3 @@ class Loss(ABC):
 def cross_entropy(scores: Tensor, y: Tensor) -> Tensor:
     """Return the cross-entropy of each sample (B,)."""
     return F.cross_entropy(scores, y, reduction="none")
-
-
-def marked(net: nn.Module, defence: str) -> nn.Module:
-    """Note on a net which defence it was trained by, so that an audit runs what breaks it.
-
-    A net that has an attribute of that name keeps its own.
-    """
-    if not hasattr(net, "defence"):
-        net.defence = defence  # type: ignore[assignment]
-    return net

@@ -13,7 +13,8 @@ from foible.attacks.base import Attack
 from foible.core.errors import InputError
 from foible.core.oracle import Model
 from foible.defend.batch import Batch
-from foible.defend.losses.base import Loss, cross_entropy, marked
+from foible.defend.losses.base import Loss, cross_entropy
+from foible.defend.marking import marked
 from foible.models import as_model
 
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from foible.core.errors import InputError
 from foible.defend.batch import Batch
-from foible.defend.losses.base import Loss, cross_entropy, marked
+from foible.defend.losses.base import Loss, cross_entropy
+from foible.defend.marking import marked
 
 OF = ("label", "all")
 

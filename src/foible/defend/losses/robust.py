@@ -11,7 +11,8 @@ from foible.attacks.gradient import pgd
 from foible.core.errors import InputError
 from foible.core.threat import Threat
 from foible.defend.batch import Batch
-from foible.defend.losses.base import Loss, cross_entropy, marked
+from foible.defend.losses.base import Loss, cross_entropy
+from foible.defend.marking import marked
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foible.core.errors import InputError, KindError
+from foible.defend.marking import marked
 from foible.defend.nets.swapping import copied, pick, swap
 
 NEIGHBOURS = 9
@@ -113,7 +114,8 @@ def infodrop(
     patches.
 
     It moves what a net looks at; it is no defence against an attack by itself: nothing of it is
-    left in evaluation mode, and `pgd` at an ordinary eps goes through.
+    left in evaluation mode, and `pgd` at an ordinary eps goes through; `breaker("infodrop")` shows
+    it.
 
     Raises InputError for numbers that are not positive and names that are no Conv2d.
 
@@ -145,7 +147,7 @@ def infodrop(
         assert isinstance(module, nn.Conv2d)
         return InfoDrop(module, rate, temperature, bandwidth, radius).train(module.training)
 
-    return swap(net, new)[0]
+    return marked(swap(net, new)[0], "infodrop")
 
 
 def plain_again(net: nn.Module) -> nn.Module:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foible.core.errors import InputError
+from foible.defend.marking import marked
 from foible.defend.nets.swapping import copied, pick
 
 
@@ -26,7 +27,8 @@ def kernel_smoothing(
     whose kernels have more than one weight, or names.
 
     Not a defence against whoever knows of it: the copy is a plain net with other weights, and
-    `pgd` on it goes through. What it changes is how the net reads high frequencies.
+    `pgd` on it goes through; `breaker("kernel_smoothing")` shows it. What it changes is how the net
+    reads high frequencies.
 
     Raises InputError for a negative rho, a name that is no Conv2d, a kernel of one weight, or a
     weight that a parametrisation computes.
@@ -60,7 +62,7 @@ def kernel_smoothing(
             with torch.no_grad():
                 conv.weight.copy_(_smoothed(conv.weight, rho))
             done.append(conv.weight)
-    return net
+    return marked(net, "kernel_smoothing")
 
 
 def _smoothed(weight: Tensor, rho: float) -> Tensor:
