@@ -75,7 +75,17 @@ def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
     )
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
-    for verb in ("audit", "report", "attack", "explain", "harden", "list", "show"):
+    for verb in (
+        "audit",
+        "report",
+        "attack",
+        "explain",
+        "harden",
+        "detect",
+        "serve",
+        "list",
+        "show",
+    ):
         assert f" {verb} " in done.stdout
     assert "CODE 0 []" in done.stdout
     assert "Usage: foible [OPTIONS]" in done.stdout
@@ -86,7 +96,9 @@ def test_the_version_and_a_wrong_verb() -> None:
     assert "Did you mean 'audit'" in call("adit", code=2)
 
 
-@pytest.mark.parametrize("verb", ["audit", "report", "attack", "explain", "harden", "list", "show"])
+@pytest.mark.parametrize(
+    "verb", ["audit", "report", "attack", "explain", "harden", "detect", "serve", "list", "show"]
+)
 def test_every_verb_has_help(verb: str) -> None:
     assert f"foible {verb}" in call(verb, "--help")
 

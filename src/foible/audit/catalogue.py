@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from foible.audit.facts import FACTS, Facts
 from foible.core.errors import InputError
 
-KINDS = ("attacks", "explanations", "defences", "threats", "models")
+KINDS = ("attacks", "explanations", "defences", "detectors", "threats", "models")
 _ROW = re.compile(r"\b([ABCDLNPRSTX]\d{1,2})\b")
 _CITE = re.compile(r"[A-Z][\w'-]+(?: (?:et al\.|and [A-Z][\w'-]+))? (?:19|20)\d\d")
 _ASIDE = re.compile(r"\s*\([^()]*(?:survey|Eq\.|\b[A-Z]\d{1,2}\b|\b(?:19|20)\d\d\b)[^()]*\)")
@@ -57,7 +57,7 @@ def entries(kind: str | None = None) -> list[Entry]:
         hint = f"did you mean {close[0]}?" if close else f"choose {', '.join(KINDS)}"
         raise InputError(f"there is no list of {kind!r}: {hint}")
     made = {"attacks": _attacks, "explanations": _explanations, "threats": _threats}
-    made |= {"models": _models, "defences": _defences}
+    made |= {"models": _models, "defences": _defences, "detectors": _detectors}
     return [entry for k in KINDS if kind in (None, k) for entry in made[k]()]
 
 
@@ -121,6 +121,14 @@ def _defences() -> Iterator[Entry]:
             yield _entry("defences", name, function, "training")
         elif first in ("model", "net") and issubclass(returned, torch.nn.Module | TorchModel):
             yield _entry("defences", name, function, "a net" if first == "net" else "a model")
+
+
+def _detectors() -> Iterator[Entry]:
+    from foible import detect
+
+    for name, function in _functions(detect):
+        if get_type_hints(function).get("return") is detect.Detector:
+            yield _entry("detectors", name, function, function().access.name.lower())
 
 
 def _threats() -> Iterator[Entry]:

@@ -13,12 +13,12 @@ def listed(
     kind: Annotated[
         str | None,
         typer.Argument(
-            metavar="[attacks|explanations|defences|threats|models]",
+            metavar="[attacks|explanations|defences|detectors|threats|models]",
             help="What to list; without it, all.",
         ),
     ] = None,
 ) -> None:
-    """List attacks, explanations, defences, threats and models, with what each needs."""
+    """List attacks, explanations, defences, detectors, threats and models, with what each needs."""
     from rich import box
     from rich.table import Table
 

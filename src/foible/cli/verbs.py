@@ -8,10 +8,12 @@ import typer
 
 from foible.cli.attacking import attack
 from foible.cli.auditing import audit
+from foible.cli.detecting import evaluate, fit
 from foible.cli.explaining import explain
 from foible.cli.hardening import harden
 from foible.cli.listing import listed
 from foible.cli.reporting import report
+from foible.cli.serving import serve
 from foible.cli.sharing import Verb
 from foible.cli.showing import show
 
@@ -38,10 +40,19 @@ def build() -> typer.Typer:
         ("attack", attack),
         ("explain", explain),
         ("harden", harden),
+        ("serve", serve),
         ("list", listed),
         ("show", show),
     ):
         app.command(name, cls=Verb)(verb)
+    detect = typer.Typer(
+        help="Fit a detector of adversarial inputs, and say what it is worth.",
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+    )
+    detect.command("fit", cls=Verb)(fit)
+    detect.command("evaluate", cls=Verb)(evaluate)
+    app.add_typer(detect, name="detect")
     return app
 
 

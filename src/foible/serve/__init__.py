@@ -1,0 +1,5 @@
+"""A guarded model behind HTTP; needs the extra `serve`."""
+
+from foible.serve.app import Service, service
+
+__all__ = ["Service", "service"]
