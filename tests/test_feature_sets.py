@@ -9,7 +9,8 @@ from replicas import training as slow
 from torch import Tensor, nn
 
 from foible import attacks, defend
-from foible.core.errors import InputError
+from foible.core.errors import InputError, KindError
+from foible.models import ensemble
 from foible.parts.threats import L2
 
 
@@ -60,6 +61,8 @@ def test_robust_features_leave_the_model_and_refuse_nonsense() -> None:
     made, _ = defend.robust_features(net, x, y, steps=2)
     assert made.shape == x.shape and net.training
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    with pytest.raises(KindError, match="holds no torch module"):
+        defend.robust_features(ensemble([net, net]), x, y)
     with pytest.raises(InputError, match="no layer"):
         defend.robust_features(nn.Linear(3, 2), rand(2, 3, seed=1), torch.arange(2))
     with pytest.raises(InputError, match="at least one"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -264,6 +264,11 @@ def test_free_training_within_another_ball_and_with_a_larger_batch() -> None:
     with torch.no_grad():
         loss(batch_of(net, 7, memory=memory))  # looked at without learning
     assert torch.equal(memory["free/change"].norm(dim=1), size)
+    overflown = torch.full((7, 10), float("inf"), dtype=torch.float64)
+    rows = batch_of(net, 7).rows()
+    before = memory["free/change"].clone()
+    loss.carry(memory, replace(rows, eps=torch.full((7,), 0.3)), before, overflown)
+    torch.testing.assert_close(memory["free/change"], before)
     with pytest.raises(KindError, match="norm ball"):
         defend.free(Spatial(10.0))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="eps"):

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from foible.attacks.base import Attack, check_batch
 from foible.core.access import Access
-from foible.core.errors import InputError, KindError
+from foible.core.errors import InputError
 from foible.core.oracle import Oracle
 from foible.core.problem import View
 from foible.core.randomness import Rng
 from foible.core.rows import Rows
 from foible.core.threat import Box
-from foible.models.holding import TorchModel, as_model
+from foible.models.holding import TorchModel, as_model, as_module
 from foible.parts.searches import Ascent
 from foible.parts.threats import L2
 
@@ -75,9 +75,7 @@ def robust_features(
     >>> x_r.shape
     torch.Size([8, 1, 28, 28])
     """
-    held = as_model(model)
-    if not isinstance(held, TorchModel):
-        raise KindError(f"{type(model).__name__} has no layers to look into: pass the nn.Module")
+    held = as_module(model)
     check_batch(x, y, None, held.bounds)
     if steps < 1 or not step > 0:
         raise InputError(f"steps={steps}, step={step}: at least one, above 0")

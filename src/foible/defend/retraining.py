@@ -13,7 +13,7 @@ from foible.core.errors import InputError
 from foible.defend.batch import Batch
 from foible.defend.losses.robust import plain
 from foible.defend.training import Settings, train
-from foible.models.holding import TorchModel, as_model
+from foible.models.holding import TorchModel, as_module
 
 ALL, CLEAN = "all", "clean"
 
@@ -96,8 +96,7 @@ def rounds(
     >>> found.trained, found.attacks, found.accuracy.shape
     (('fgs', 'all'), ('clean', 'fgs'), torch.Size([2, 2, 2]))
     """
-    held = as_model(net)
-    assert isinstance(held, TorchModel)
+    held = as_module(net)
     for x, y in (data, held_out):
         check_batch(x, y, None, held.bounds)
     if not attacks or count < 1:
@@ -127,7 +126,7 @@ def rounds(
 
 
 def _crafted(model: TorchModel, attack: Attack, data: tuple[Tensor, Tensor], seed: int) -> Tensor:
-    """Return adversarials of all samples, also of those that the net gets wrong."""
+    """Return adversarials; an attack that ascends moves those too that the net gets wrong."""
     x, y = data
     return Batch(model, x, y, torch.arange(len(y)), seed=seed).craft(attack)
 

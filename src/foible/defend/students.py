@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from foible.defend.losses.teaching import Tempered, distilled
 from foible.defend.training import Settings, train
-from foible.models.holding import TorchModel, as_model
+from foible.models.holding import TorchModel, as_module
 
 
 def distillation(
@@ -36,8 +36,7 @@ def distillation(
     >>> student.training
     False
     """
-    held = as_model(net)
-    assert isinstance(held, TorchModel)
+    held = as_module(net)
     teacher = held.copied()
     how: dict[str, Any] = {"epochs": epochs, "valid": valid, "settings": settings}
     teacher.net = train(held, data, Tempered(temperature), **how)

@@ -243,3 +243,14 @@ def as_model(model: Any) -> Model:
         f"expected a torch.nn.Module or a wrapped model and got {type(model).__name__}: "
         "wrap it first, e.g. foible.wrap(net, bounds=(0, 1))"
     )
+
+
+def as_module(model: Any) -> TorchModel:
+    """Return a model that holds a torch module; refuse any other, which has no layers."""
+    held = as_model(model)
+    if not isinstance(held, TorchModel):
+        raise KindError(
+            f"{type(model).__name__} holds no torch module to train or to look into: pass the "
+            "nn.Module itself, or foible.wrap(net)"
+        )
+    return held

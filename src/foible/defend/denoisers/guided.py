@@ -16,7 +16,7 @@ from foible.core.errors import InputError, KindError
 from foible.core.oracle import Oracle
 from foible.defend.batch import Batch
 from foible.defend.losses.base import Loss
-from foible.models.holding import TorchModel, as_model
+from foible.models.holding import TorchModel, as_module
 
 
 class Denoised(nn.Module):
@@ -123,7 +123,7 @@ def guided_denoiser(
     >>> guided_denoiser(net, foible.attacks.fgsm(foible.Linf(0.1))).to
     'logits'
     """
-    held = _held(model)
+    held = as_module(model)
     several = (attacks,) if isinstance(attacks, Attack) else tuple(attacks)
     if not several:
         raise InputError("attacks is empty: a denoiser learns from adversarials")
@@ -150,12 +150,5 @@ def denoised(model: Any, denoiser: nn.Module) -> TorchModel:
     >>> model(torch.rand(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-    held = _held(model)
+    held = as_module(model)
     return TorchModel(Denoised(copy.deepcopy(denoiser), held), held.bounds, None, "logits")
-
-
-def _held(model: Any) -> TorchModel:
-    held = as_model(model)
-    if not isinstance(held, TorchModel):
-        raise KindError(f"{type(model).__name__} is no torch module: pass the nn.Module itself")
-    return held

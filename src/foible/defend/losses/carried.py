@@ -58,6 +58,8 @@ class Free(Loss):
     def carry(self, memory: dict[str, Any], rows: Rows, change: Tensor, grad: Tensor) -> None:
         """Move the change along the gradient that the weights' own backward gave."""
         ball = self.threat  # without the box: the next image leaves other room in it
+        # A scaled gradient may overflow in half precision: the optimiser leaves that step out too.
+        grad = grad.nan_to_num(0.0, 0.0, 0.0)
         with torch.no_grad():
             move = ball.steepest(rows, change, grad) * ball.step_size(rows, self.step)
             memory[KEY][: len(rows)] = ball.project(rows, change + move)
