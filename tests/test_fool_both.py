@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import foible
 from foible import attacks, explain
 from foible.attacks.fooling_both import AsWanted, FooledAsWanted
-from foible.core.errors import InputError
+from foible.core.errors import InputError, KindError
 from foible.core.oracle import Oracle
 from foible.core.problem import View
 from foible.core.rows import Rows
@@ -196,6 +196,8 @@ def test_what_does_not_fit_is_said(small) -> None:
     ):
         with pytest.raises(InputError, match=says):
             attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, wrong)
+    with pytest.raises(KindError, match="target is list"):
+        attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, y, target=y.tolist())
     with pytest.raises(InputError, match="target holds -"):
         attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, y, target=y - 5)
     with pytest.raises(InputError, match="target holds class"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
+from importlib import import_module
+from pkgutil import walk_packages
 from typing import Any
 
 import pytest
@@ -11,17 +14,19 @@ from conftest import Counter, linear, linear_case, rand, randn
 from test_laws import rows_of
 from torch import Tensor, nn
 
+import foible.parts.searches
 from foible import attacks, explain
 from foible.core.errors import InputError
 from foible.core.oracle import Oracle
 from foible.core.problem import Fooled, Problem, View
 from foible.core.randomness import Rng
 from foible.core.rows import Rows
-from foible.core.search import Evaluation
+from foible.core.search import Evaluation, Search
 from foible.models import wrap
 from foible.parts.objectives import Margin
 from foible.parts.residual import Residual
 from foible.parts.searches import hop_skip_jump, linearised, penalty, pruning
+from foible.parts.searches.apgd import APGD
 from foible.parts.searches.funnel import Funnel
 from foible.parts.searches.lbfgs import Tempered
 from foible.parts.threats import L0, L1, L2, Ball, Linf, Spatial
@@ -286,3 +291,18 @@ def test_a_surrogate_needs_four_samples_a_fit() -> None:
     assert made.direction.samples == 4
     with pytest.raises(InputError, match="leave 3 samples"):
         attacks.surrogate_attack(Linf(0.1), explain.tabular_lime(), 7, 1, 1)
+
+
+def test_only_the_searches_of_wider_balls_may_leave_the_threat() -> None:
+    """Each point of a search that strays is judged once more, which the others need not pay."""
+    for module in walk_packages(foible.parts.searches.__path__, "foible.parts.searches."):
+        import_module(module.name)
+    kinds, every = [Search], set()
+    while kinds:
+        subclasses = kinds.pop().__subclasses__()
+        kinds += subclasses
+        every |= {k for k in subclasses if k.__module__.startswith("foible.parts")}
+    made = [kind() for kind in every if not inspect.isabstract(kind)]
+    assert len(made) > 15
+    assert [type(one).__name__ for one in made if one.strays] == ["Funnel"]
+    assert APGD(widen=True).strays and not APGD().strays

@@ -14,6 +14,8 @@ from mutation.operators import Mutant
 from mutation.profiling import BASE, ROOT, Profile, digest
 from mutation.serving import Job, Server, Told
 
+READING = "tests/test_defaults.py"  # reads defaults and constants, and executes none of them
+
 
 @dataclass
 class Runner:
@@ -63,6 +65,10 @@ class Runner:
             want = {(one.file, line) for line in range(one.scope[0], min(one.scope[1], 9999) + 1)}
         bad = self.unsound.union(self.known.failing)
         found = [t for t, lines in self.known.lines.items() if t not in bad and lines & want]
+        if one.kind != "body":
+            found += [
+                t for t in self.known.lines if t.startswith(READING) and t not in {*bad, *found}
+            ]
         return self._cut(sorted(found, key=lambda t: self._rank(one, t)))
 
     def _rank(self, one: Mutant, test: str) -> float:

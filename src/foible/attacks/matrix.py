@@ -176,9 +176,8 @@ def _shaken(threat: Ball, rows: Rows, seed: int) -> Tensor:
         return threat.render(rows, threat.project(rows, far))
     length = threat.length(noise.flatten(1).double()).to(noise)
     scale = rows.radius() / per_row(length, noise)
-    z = (noise * scale).clamp(low, high)
     for _ in range(40):  # what the box cuts off is made up for elsewhere
+        z = (noise * scale).clamp(low, high)
         got = per_row(threat.length(z.flatten(1).double()).to(noise), noise).clamp_min(1e-12)
         scale = scale * (rows.radius() / got).clamp(0.5, 2.0)
-        z = (noise * scale).clamp(low, high)
-    return threat.render(rows, threat.project(rows, z))
+    return threat.render(rows, threat.project(rows, (noise * scale).clamp(low, high)))

@@ -117,7 +117,7 @@ class BoundaryWalk(Search):
         low, high = (part.flatten(1) for part in problem.threat._room(rows))
         length = torch.linalg.vector_norm(z, dim=1)
         won, room = torch.zeros_like(length), left(problem, rows)
-        flat = torch.zeros_like(length, dtype=torch.bool)
+        flat: Tensor  # of the first turn
         for turn in range(BURST):
             across = sphere(z, u[:, turn], around[:, None])
             point = (across * (1 - inward[:, None])).clamp(low, high)

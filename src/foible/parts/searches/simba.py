@@ -55,9 +55,7 @@ class Simba(Search):
         if self.basis == "dct":
             number = number + _bands(picture(rows.shape), self.low).to(number.device)
         order = number.argsort(1)
-        value = torch.full((len(rows),), float("-inf"), dtype=z.dtype, device=z.device)
-        if rows.scores is not None:
-            value = _clean_value(problem, rows).to(z.dtype)
+        value = _clean_value(problem, rows).to(z.dtype)
         held = torch.zeros_like(value, dtype=torch.bool)
         place = torch.zeros_like(rows.index)
         return self._next(problem, rows, SimbaState(z, z, value, held, order, place))
