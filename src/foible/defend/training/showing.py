@@ -31,7 +31,7 @@ class Showing:
             )
 
             bar: Any = Progress(
-                TextColumn("{task.percentage:>3.0f} %"), BarColumn(30), TimeElapsedColumn(),
+                TextColumn("{task.percentage:>3.0f} %"), BarColumn(12), TimeElapsedColumn(),
                 TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.description}"),
                 console=Console(stderr=True), transient=True,
             )  # fmt: skip
