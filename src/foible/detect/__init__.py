@@ -3,7 +3,7 @@
 from foible.detect.base import Feature, Head
 from foible.detect.drifting import Drift, drift, mmd_test
 from foible.detect.evading import Adaptive, adaptive
-from foible.detect.evaluating import Way, Worth, evaluate
+from foible.detect.evaluating import Crafted, Way, Worth, crafted, evaluate
 from foible.detect.guarding import Answer, Guard, guard
 from foible.detect.heads import Forest, Largest, Logistic, Svm
 from foible.detect.nets import Network
@@ -13,6 +13,7 @@ from foible.detect.watching import Detector, Level, Watch, load
 __all__ = [
     "Adaptive",
     "Answer",
+    "Crafted",
     "Detector",
     "Drift",
     "Feature",
@@ -28,6 +29,7 @@ __all__ = [
     "Way",
     "Worth",
     "adaptive",
+    "crafted",
     "drift",
     "evaluate",
     "guard",

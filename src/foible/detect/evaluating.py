@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foible.attacks.base import Attack
+from foible.attacks.base import Attack, Result
 from foible.attacks.boundary_projection import deepfool
 from foible.attacks.fast_minimum import ddn
 from foible.attacks.gradient import fgsm, pgd
@@ -49,6 +49,15 @@ class Way:
 
 
 @dataclass(frozen=True)
+class Crafted:
+    """What an attack that knows of no detector made. name, kind: as in `Way`."""
+
+    name: str
+    kind: str
+    result: Result
+
+
+@dataclass(frozen=True)
 class Worth:
     """All ways, and the clean inputs beside them: their scores and true rates of false alarms."""
 
@@ -62,12 +71,47 @@ class Worth:
         return next(way for way in self.ways if way.kind == kind)
 
 
+def crafted(
+    model: Any,
+    data: tuple[Tensor, Tensor],
+    threat: Threat,
+    attack: Attack | None = None,
+    *,
+    seed: int = 0,
+) -> tuple[Crafted, ...]:
+    """Return the adversarials of all ways but the adaptive one, which know of no detector.
+
+    Made once, they serve `evaluate` for any number of detectors. Arguments as there.
+
+    >>> import foible
+    >>> x, y = foible.zoo.sample()
+    >>> made = crafted(foible.zoo.load("standard"), (x[:4], y[:4]), foible.Linf(0.1))
+    >>> [one.kind for one in made]
+    ['same', 'smaller', 'other', 'other', 'other', 'other']
+    """
+    eps = getattr(threat, "eps", None)
+    if not isinstance(eps, float):
+        raise InputError("the evaluation needs a threat with one eps, e.g. foible.Linf(0.1)")
+    same = attack or pgd(threat, 40)
+    small: Threat = replace(threat, eps=eps / 4)  # type: ignore[call-arg]
+    plans: list[tuple[str, str, Attack]] = [
+        ("as fitted", "same", same),
+        (f"as fitted, eps {eps / 4:g}", "smaller", same.within(small)),
+        ("FGSM", "other", fgsm(threat)),
+        ("PGD, margin", "other", pgd(threat, 40, objective="margin")),
+        ("DDN, L2", "other", ddn(L2())),
+        ("DeepFool, L2", "other", deepfool(L2())),
+    ]
+    held, (x, y) = as_model(model), data
+    return tuple(Crafted(name, kind, made(held, x, y, seed=seed)) for name, kind, made in plans)
+
+
 def evaluate(
     watch: Watch,
     model: Any,
     data: tuple[Tensor, Tensor],
     threat: Threat,
-    attack: Attack | None = None,
+    attack: Attack | Sequence[Crafted] | None = None,
     *,
     adaptive_samples: int = 100,
     seed: int = 0,
@@ -75,9 +119,10 @@ def evaluate(
     """Measure a detector in four ways: same attack, smaller eps, other attacks, adaptive.
 
     watch: fitted. model: the one that it was fitted to. data: (x, y) that nothing was fitted on.
-    threat: with eps. attack: the one that it was fitted with; PGD with 40 steps if None. The other
-    attacks are FGSM, PGD on the margin, and, as minimum-norm ones, DDN and DeepFool in L2.
-    adaptive_samples: how many inputs the adaptive attack is run on, which costs most.
+    threat: with eps. attack: the one that it was fitted with; PGD with 40 steps if None; or what
+    `crafted` made of the same data with it, to judge several detectors on the same adversarials.
+    The other attacks are FGSM, PGD on the margin, and, as minimum-norm ones, DDN and DeepFool in
+    L2. adaptive_samples: how many inputs the adaptive attack is run on, which costs most.
 
     Only adversarials that truly fool the model count, and levels come from the held-out clean
     inputs of the fit. Every attack runs in full: what barely fools is another thing to detect.
@@ -92,29 +137,19 @@ def evaluate(
     >>> [way.kind for way in worth.ways][:2]
     ['same', 'smaller']
     """
-    eps = getattr(threat, "eps", None)
-    if not isinstance(eps, float):
-        raise InputError("the evaluation needs a threat with one eps, e.g. foible.Linf(0.1)")
-    same = attack or pgd(threat, 40)
-    small: Threat = replace(threat, eps=eps / 4)  # type: ignore[call-arg]
-    plans: list[tuple[str, str, Any]] = [
-        ("as fitted", "same", same),
-        (f"as fitted, eps {eps / 4:g}", "smaller", same.within(small)),
-        ("FGSM", "other", fgsm(threat)),
-        ("PGD, margin", "other", pgd(threat, 40, objective="margin")),
-        ("DDN, L2", "other", ddn(L2())),
-        ("DeepFool, L2", "other", deepfool(L2())),
-    ]
-    if watch.detector.feature.differentiable:
-        plans.append(("adaptive", "adaptive", adaptive(watch, threat)))
-    held = as_model(model)
-    x, y = data
+    held, (x, y) = as_model(model), data
+    made = (
+        crafted(held, data, threat, attack, seed=seed)
+        if attack is None or isinstance(attack, Attack)
+        else attack
+    )
     clean = watch.score(held, x, seed=seed)
-    ways = []
-    for name, kind, made in plans:
-        few = slice(adaptive_samples if kind == "adaptive" else None)
-        ways.append(_way(watch, held, (name, kind, made), (x[few], y[few]), clean, seed))
-    if not watch.detector.feature.differentiable:
+    ways = [_way(watch, held, one, y, clean, seed) for one in made]
+    if watch.detector.feature.differentiable:
+        few = x[:adaptive_samples], y[:adaptive_samples]
+        knows = Crafted("adaptive", "adaptive", adaptive(watch, threat)(held, *few, seed=seed))
+        ways.append(_way(watch, held, knows, few[1], clean, seed))
+    else:
         ways.append(
             Way("adaptive", "adaptive", 0, None, None, None, (None,) * 2, (None,) * 2, clean[:0])
         )
@@ -122,17 +157,8 @@ def evaluate(
     return Worth(watch.detector.name, tuple(ways), clean, alarms)
 
 
-def _way(
-    watch: Watch,
-    model: Any,
-    plan: tuple[str, str, Any],
-    data: tuple[Tensor, Tensor],
-    clean: Tensor,
-    seed: int,
-) -> Way:
-    name, kind, attack = plan
-    x, y = data
-    result = attack(model, x, y, seed=seed)
+def _way(watch: Watch, model: Any, made: Crafted, y: Tensor, clean: Tensor, seed: int) -> Way:
+    result = made.result
     # An adaptive success is unseen as well; what fools and is seen belongs to the count too.
     tried = result.clean_label.to(y.device) == y
     fools = tried & (result.label.to(y.device) != y)
@@ -144,7 +170,7 @@ def _way(
         area = auc(values, np.arange(len(values)) >= len(clean))
     caught = [int((scores > watch.threshold(rate).value).sum()) for rate in RATES]
     return Way(
-        name, kind, n, n / count if count else None, area,
+        made.name, made.kind, n, n / count if count else None, area,
         None if area is None else _spread(area, n, len(clean)),
         tuple(hits / n if n else None for hits in caught),
         tuple(wilson(hits, n) for hits in caught), scores,
