@@ -56,6 +56,28 @@ def test_it_goes_on_only_where_it_is_asked_to(here: Path) -> None:
     assert not (here / "r/report").exists()
 
 
+def test_every_named_loss_trains_a_net() -> None:
+    from foible.defend import Settings, train
+    from foible.defend.naming import LOSSES, Choice, named
+
+    x = torch.rand(24, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(24) % 3
+    for name in LOSSES:
+        norms = [torch.nn.BatchNorm2d(4)] if name == "advprop" else []
+        net = torch.nn.Sequential(
+            torch.nn.Conv2d(1, 4, 3), *norms, torch.nn.ReLU(), torch.nn.Flatten(),
+            torch.nn.Linear(64, 3),
+        )  # fmt: skip
+        loss = named(name, Choice(foible.Linf(0.05), steps=2))
+        made = train(net, (x, y), loss, 1, settings=Settings(batch=8, hold_out=0))
+        moved = [
+            not torch.equal(a, b) for a, b in zip(net.parameters(), made.parameters(), strict=True)
+        ]
+        assert all(moved), name
+    with pytest.raises(foible.FoibleError, match="Linf with one eps"):
+        named("interval", Choice(foible.L2(1.0)))
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

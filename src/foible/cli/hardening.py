@@ -56,7 +56,12 @@ def harden(
         ),
     ] = None,
     loss: Annotated[
-        str, typer.Option("--loss", metavar="NAME", help="trades, pgd, fast, fgsm or plain.")
+        str,
+        typer.Option(
+            "--loss",
+            metavar="NAME",
+            help="trades, pgd, fast, awp, free, fgsm, interval, penalty, advprop or plain.",
+        ),
     ] = "trades",
     norm: Annotated[str, typer.Option("--norm", metavar="linf|l2|l1")] = "linf",
     eps: Annotated[
