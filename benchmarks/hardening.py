@@ -41,7 +41,8 @@ ROOT = Path(__file__).resolve().parent / "hardened"
 EPS = 0.1
 WIDTH = 16
 COLUMNS = (
-    "training", "clean %", "FGSM %", "PGD-40 %", "AutoAttack %", "strongest %", "minutes",
+    "training", "clean %", "FGSM %", "PGD-40 %", "AutoAttack %, first 200", "strongest %",
+    "minutes",
 )  # fmt: skip
 
 
@@ -64,10 +65,10 @@ def figures(net: nn.Module, eps: float, how: Setting) -> dict[str, float]:
     threat = foible.Linf(eps)
     clean = float((net(x).argmax(1) == y).double().mean())
 
-    def left(*attacks: Any) -> float:
-        stands = torch.ones(len(y), dtype=torch.bool)
+    def left(*attacks: Any, first: int = 1000) -> float:
+        stands = torch.ones(len(y[:first]), dtype=torch.bool)
         for attack in attacks:
-            stands &= ~attack(net, x, y, seed=0).success
+            stands &= ~attack(net, x[:first], y[:first], seed=0).success
         return 100 * float(stands.double().mean())
 
     pgd = [
@@ -78,7 +79,7 @@ def figures(net: nn.Module, eps: float, how: Setting) -> dict[str, float]:
         "clean": 100 * clean,
         "fgsm": left(foible.attacks.fgsm(threat)),
         "pgd": left(*pgd),
-        "autoattack": left(foible.attacks.autoattack(threat)) if how.samples <= 1000 else 0.0,
+        "autoattack": left(foible.attacks.autoattack(threat), first=200),
         "strongest": left(foible.attacks.strongest(threat)),
     }
 
