@@ -12,7 +12,7 @@ from training import attack, constant, data, net, same, sgd
 
 import foible
 from foible.core.errors import InputError, KindError
-from foible.defend import Batch, Loss, Settings, adversarial, plain, trades, train
+from foible.defend import Batch, Loss, Settings, adversarial, fast, plain, trades, train
 from foible.defend.losses import cross_entropy
 from foible.defend.training.feeding import Tensors, feed
 from foible.defend.training.history import Epoch
@@ -114,6 +114,29 @@ def test_trades_is_its_formula() -> None:
         bool((loss(batch) >= cross_entropy(held, y)).all())
         and float((p - q).detach().abs().max()) > 1e-4
     )
+
+
+def test_fgsm_training_is_equation_15() -> None:
+    """alpha J(x, y) + (1 - alpha) J(x + eps sign grad J, y), by hand on a linear model."""
+    x, y = data(12)
+    line = nn.Linear(4, 3).double()
+    loss = adversarial(foible.attacks.fgsm(foible.Linf(0.05)), clean=0.25)
+    batch = Batch(foible.wrap(line), x.double(), y, torch.arange(12))
+    p = line(batch.x).softmax(1)
+    gradient = (p - nn.functional.one_hot(y, 3)) @ line.weight  # of the cross-entropy, by x
+    moved = (batch.x + 0.05 * gradient.sign()).clamp(0, 1)
+    first, second = (
+        nn.functional.cross_entropy(line(at), y, reduction="none") for at in (batch.x, moved)
+    )
+    torch.testing.assert_close(loss(batch), 0.25 * first + 0.75 * second)
+    assert bool((second >= first).all())
+    with pytest.raises(InputError, match="clean=1"):
+        adversarial(attack(), clean=1)
+    with pytest.raises(InputError, match="ramp=2"):
+        adversarial(attack(), ramp=2)
+    assert fast(foible.Linf(0.08)).attack.search.length == pytest.approx(0.1)
+    with pytest.raises(InputError, match="one eps for all"):
+        fast(foible.Linf(torch.tensor([0.1, 0.2])))
 
 
 def test_the_best_epoch_is_handed_out_and_patience_ends_it(tmp_path: Path) -> None:
