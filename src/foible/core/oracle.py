@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -118,6 +118,27 @@ class Oracle:
             scores = self.scores(x, rows)
         seen.activation  # noqa: B018 - complains where the layer did not run
         return scores
+
+    def taps(
+        self,
+        x: Tensor,
+        rows: Rows,
+        layers: Sequence[str],
+        edits: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return logits (B, K) and what each of several layers gave; still one forward a row.
+
+        layers: names as in `tap`. edits: by layer, as in `scores_with`; what comes later sees them.
+        """
+        given = {**dict.fromkeys(layers), **(edits or {})}
+        with ExitStack() as stack:
+            seen = {
+                layer: stack.enter_context(self._watch(x, layer, edit))
+                for layer, edit in given.items()
+            }
+            scores = self.scores(x, rows)
+        found = {layer: one.activation for layer, one in seen.items()}
+        return scores, tuple(found[layer] for layer in layers)
 
     @contextmanager
     def through(self, look: Look) -> Iterator[None]:

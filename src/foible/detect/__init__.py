@@ -6,6 +6,12 @@ from foible.detect.evading import Adaptive, adaptive
 from foible.detect.evaluating import Crafted, Way, Worth, crafted, evaluate
 from foible.detect.guarding import Answer, Guard, guard
 from foible.detect.heads import Forest, Largest, Logistic, Svm
+from foible.detect.layer_recipes import (
+    kde_uncertainty,
+    local_dimension,
+    mahalanobis,
+    safetynet,
+)
 from foible.detect.nets import Network
 from foible.detect.recipes import pixels, squeezed
 from foible.detect.watching import Detector, Level, Watch, load
@@ -33,8 +39,12 @@ __all__ = [
     "drift",
     "evaluate",
     "guard",
+    "kde_uncertainty",
     "load",
+    "local_dimension",
+    "mahalanobis",
     "mmd_test",
     "pixels",
+    "safetynet",
     "squeezed",
 ]

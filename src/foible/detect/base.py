@@ -126,6 +126,6 @@ def learned_of(feature: Feature, model: Any, x: Tensor, y: Tensor, seed: int = 0
     rows = Rows(index, index, x.detach(), y.to(index))
     with oracle.session(seed):
         return {
-            k: v.detach()
+            k: v.detach().contiguous()  # as a file gives it back: another layout, other bits
             for k, v in feature.learn(oracle, rows, Rng(seed).split(29).at(index)).items()
         }

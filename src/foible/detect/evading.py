@@ -24,9 +24,14 @@ from foible.parts.searches import Ascent
 def suspicion(
     watch: Watch, view: View, *, soft: bool = False, create_graph: bool = False
 ) -> Tensor:
-    """Return how suspect a view's points are, (B,): the detector's own score, or its stand-in."""
+    """Return how suspect a view's points are, (B,): the detector's own score, or its stand-in.
+
+    What a feature draws is drawn anew at every step on the graph, so that the search averages over
+    it, and is `Watch.score`'s own off the graph, so that a verdict holds when it is asked again.
+    """
     rows: Rows = replace(view.rows.at(view.x_adv), y=view.labels)
-    draw = view.draw if isinstance(view.draw, Draw) else Rng(0).split(23).at(rows.id)
+    drawn = view.draw if create_graph else None
+    draw = drawn if isinstance(drawn, Draw) else Rng(0).split(23).at(rows.id)
     feature = watch.detector.feature
     found = feature(
         view.oracle, rows, part_of(watch.state, "feature"), draw, create_graph=create_graph

@@ -143,7 +143,7 @@ def evaluate(
         if attack is None or isinstance(attack, Attack)
         else attack
     )
-    clean = watch.score(held, x, seed=seed)
+    clean = watch.score(held, x, seed=seed + 1)
     ways = [_way(watch, held, one, y, clean, seed) for one in made]
     if watch.detector.feature.differentiable:
         few = x[:adaptive_samples], y[:adaptive_samples]
@@ -163,7 +163,8 @@ def _way(watch: Watch, model: Any, made: Crafted, y: Tensor, clean: Tensor, seed
     tried = result.clean_label.to(y.device) == y
     fools = tried & (result.label.to(y.device) != y)
     bad, n, count = result.x[fools], int(fools.sum()), int(tried.sum())
-    scores = watch.score(model, bad, seed=seed, ids=fools.nonzero().squeeze(1))
+    # With other draws than the attack had, where a feature is random.
+    scores = watch.score(model, bad, seed=seed + 1, ids=fools.nonzero().squeeze(1))
     area = None
     if n:
         values = torch.cat([clean, scores]).double().cpu().numpy()

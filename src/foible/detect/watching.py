@@ -16,6 +16,7 @@ from torch import Tensor
 from foible.attacks.base import Attack
 from foible.core.access import Access
 from foible.core.errors import InputError, LogError
+from foible.core.rows import per_row
 from foible.core.spec import build, spec
 from foible.detect.base import (
     Feature,
@@ -52,8 +53,8 @@ class Level:
 class Detector:
     """A feature and a head, not fitted yet.
 
-    noisy: whether clean inputs with noise as large as the adversarials' count as clean ones, too
-    (Feinman et al. 2017), so that it does not learn to see noise.
+    noisy: whether clean inputs with Gaussian noise, in L2 as long as the adversarials' changes,
+    count as clean ones, too (Feinman et al. 2017), so that it does not learn to see noise.
     """
 
     name: str
@@ -103,12 +104,13 @@ class Detector:
         good = x[learn][right[learn]]
         bad = self._bad(held, (x[learn], y[learn]), attack, adversarial, seed)
         if self.noisy and len(bad):
-            good = torch.cat([good, _noisy(good, bad, held.bounds, seed)])
+            good = torch.cat([good, noisy(good, bad, held.bounds, seed)])
         parts = [
             features_of(self.feature, held, part, known, seed) for part in (good, bad) if len(part)
         ]
         marks = torch.cat([torch.zeros(len(good)), torch.ones(len(bad))]).bool()
-        state |= named(self.head.learn(torch.cat(parts), marks.to(x.device), seed), "head")
+        told = self.head.learn(torch.cat(parts), marks.to(x.device), seed)
+        state |= named({k: v.contiguous() for k, v in told.items()}, "head")
         watch = Watch(self, state)
         kept = out[right[out]]
         if len(kept) == 0:
@@ -263,8 +265,14 @@ def _right(model: Any, x: Tensor, y: Tensor, seed: int) -> Tensor:
     return torch.cat(found)
 
 
-def _noisy(good: Tensor, bad: Tensor, bounds: Sequence[float], seed: int) -> Tensor:
-    """Return clean inputs with Gaussian noise; its size is a tenth of the box, cut to it."""
+def noisy(good: Tensor, bad: Tensor, bounds: Sequence[float], seed: int) -> Tensor:
+    """Return clean inputs (N, *shape) with Gaussian noise, cut to the bounds.
+
+    Before it is cut it is as long, in L2, as adversarials are from their nearest clean input, in
+    the median.
+    """
+    length = torch.cdist(bad.flatten(1), good.flatten(1)).amin(1).median()
     rng = torch.Generator().manual_seed(seed + 1)
     noise = torch.randn(good.shape, generator=rng, dtype=good.dtype).to(good.device)
-    return (good + 0.1 * (bounds[1] - bounds[0]) * noise).clamp(*bounds)
+    size = noise.flatten(1).norm(dim=1).clamp_min(1e-12)
+    return (good + per_row(length / size, good) * noise).clamp(*bounds)

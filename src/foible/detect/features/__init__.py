@@ -1,6 +1,23 @@
 """What detectors look at, one short file each."""
 
+from foible.detect.features.codes import Codes
+from foible.detect.features.density import ClassDensity
+from foible.detect.features.dimensions import LocalDimension
+from foible.detect.features.kde_and_uncertainty import DensityAndUncertainty
+from foible.detect.features.layer import Layer
+from foible.detect.features.mahalanobis_distance import MahalanobisDistance
 from foible.detect.features.pixels import Pixels
 from foible.detect.features.squeezed import Squeezed
+from foible.detect.features.uncertainty import Uncertainty
 
-__all__ = ["Pixels", "Squeezed"]
+__all__ = [
+    "ClassDensity",
+    "Codes",
+    "DensityAndUncertainty",
+    "Layer",
+    "LocalDimension",
+    "MahalanobisDistance",
+    "Pixels",
+    "Squeezed",
+    "Uncertainty",
+]
