@@ -1,4 +1,4 @@
-"""Detectors of layers: each is its formula, has a gradient, and falls to an attack that knows it."""
+"""Detectors of layers: each is its formula, has a gradient, and falls to what knows it."""
 
 from __future__ import annotations
 

@@ -226,7 +226,8 @@ def load(path: str | Path) -> Watch:
     try:
         with safe_open(str(path), "pt") as file:
             told = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            # Copied to where torch would put it: BLAS gives other last bits at odd addresses.
+            state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except Exception as error:
         raise LogError(f"{path} cannot be read as a detector ({error})") from error
     if told.get("foible") != "detector":
