@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from foible import attacks, defend
 from foible.core.errors import InputError, KindError
-from foible.models import ensemble
+from foible.defend.feature_sets import penultimate
+from foible.models import ensemble, wrap
 from foible.parts.threats import L2
 
 
@@ -52,6 +53,14 @@ def test_robust_features_approach_the_features_and_not_the_image() -> None:
     assert torch.equal(made, again) and not torch.equal(made, other)
     named, _ = defend.robust_features(net, x, y, layer="1", steps=150, step=0.02)
     assert torch.equal(made, named)
+
+
+def test_features_are_taken_before_a_relu() -> None:
+    x = rand(3, 5, seed=1)
+    relu = nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert penultimate(wrap(relu), x) == "0"
+    tanh = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Dropout(), nn.Linear(4, 2))
+    assert penultimate(wrap(tanh), x) == "2"
 
 
 def test_robust_features_leave_the_model_and_refuse_nonsense() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foible.attacks.base import Attack, check_batch
 from foible.core.access import Access
@@ -37,9 +37,14 @@ class Alike:
 
 
 def penultimate(model: TorchModel, x: Tensor) -> str:
-    """Return the name of the last layer whose output has another shape than the scores."""
+    """Return the name of the last layer whose output has another shape than the scores.
+
+    Where that is a ReLU, the layer before it: through units that are off there is no way back.
+    """
     layers = model.layers(x)
     names = [name for name, shape in layers.items() if shape != list(layers.values())[-1]]
+    if len(names) > 1 and isinstance(model.net.get_submodule(names[-1].split("#")[0]), nn.ReLU):
+        names.pop()
     if not names:
         raise InputError("the model has no layer before its scores: there are no features to keep")
     return names[-1]
@@ -63,9 +68,9 @@ def robust_features(
 
     model: a torch module, bare or wrapped. x (N, *shape) inside its bounds, y (N,) int64: the
     labels go through. layer: g, as in `foible.models.layers_of`; None is the last layer whose
-    output has another shape than the scores. steps, step: of L2-normalised gradient descent
-    within the box, 1000 of 0.1 in the paper; one forward and one backward each. seed: fixes where
-    each begins.
+    output has another shape than the scores, before its ReLU if it is one. steps, step: of
+    L2-normalised gradient descent within the box, 1000 of 0.1 in the paper; one forward and one
+    backward each. seed: fixes where each begins.
 
     Raises InputError or KindError for inputs or layers that cannot be used.
 
