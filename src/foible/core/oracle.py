@@ -140,6 +140,19 @@ class Oracle:
         found = {layer: one.activation for layer, one in seen.items()}
         return scores, tuple(found[layer] for layer in layers)
 
+    def readings(
+        self, x: Tensor, rows: Rows, layers: Sequence[str], read: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return logits (B, K) and `read` of what each layer gave; still one forward a row.
+
+        layers: as in `taps`. read: maps an activation (B, *layer shape) to (B, ...) at once, so
+        that no large one is copied or held; it must neither change nor return the activation.
+        """
+        with ExitStack() as stack:
+            seen = [stack.enter_context(self._watch(x, name, read=read)) for name in layers]
+            scores = self.scores(x, rows)
+        return scores, tuple(glimpse.activation for glimpse in seen)
+
     @contextmanager
     def through(self, look: Look) -> Iterator[None]:
         """Give look(run, x) for every `scores(x)` within.
@@ -227,7 +240,11 @@ class Oracle:
         return torch.stack(grads, 1)
 
     def _watch(
-        self, x: Tensor, layer: str | None, edit: Callable[[Tensor], Tensor] | None = None
+        self,
+        x: Tensor,
+        layer: str | None,
+        edit: Callable[[Tensor], Tensor] | None = None,
+        read: Callable[[Tensor], Tensor] | None = None,
     ) -> AbstractContextManager[Any]:
         self._require(Access.INTERNALS)
         watch = getattr(self.model, "watch", None)
@@ -237,7 +254,9 @@ class Oracle:
                 "single torch module, e.g. foible.wrap(net), or choose a method that needs "
                 "gradients only"
             )
-        context: AbstractContextManager[Any] = watch(x, layer, edit)
+        context: AbstractContextManager[Any] = (
+            watch(x, layer, edit) if read is None else watch(x, layer, edit, read)
+        )
         return context
 
     def _require(self, access: Access) -> None:

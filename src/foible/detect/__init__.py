@@ -6,14 +6,20 @@ from foible.detect.evading import Adaptive, adaptive
 from foible.detect.evaluating import Crafted, Way, Worth, crafted, evaluate
 from foible.detect.guarding import Answer, Guard, guard
 from foible.detect.heads import Forest, Largest, Logistic, Svm
-from foible.detect.layer_recipes import (
-    kde_uncertainty,
-    local_dimension,
-    mahalanobis,
-    safetynet,
+from foible.detect.layer_recipes import kde_uncertainty, local_dimension, mahalanobis, safetynet
+from foible.detect.map_recipes import (
+    class_template,
+    mask_detector,
+    ml_loo,
+    saliency_detector,
+    shap_signatures,
+    x_ensemble,
 )
 from foible.detect.nets import Network
+from foible.detect.panels import Panel
 from foible.detect.recipes import pixels, squeezed
+from foible.detect.rectifying import Rectified, rectify
+from foible.detect.tables import Moves, Retrained, SurrogateDetector, surrogate_detector
 from foible.detect.watching import Detector, Level, Watch, load
 
 __all__ = [
@@ -29,12 +35,18 @@ __all__ = [
     "Largest",
     "Level",
     "Logistic",
+    "Moves",
     "Network",
+    "Panel",
+    "Rectified",
+    "Retrained",
+    "SurrogateDetector",
     "Svm",
     "Watch",
     "Way",
     "Worth",
     "adaptive",
+    "class_template",
     "crafted",
     "drift",
     "evaluate",
@@ -43,8 +55,15 @@ __all__ = [
     "load",
     "local_dimension",
     "mahalanobis",
+    "mask_detector",
+    "ml_loo",
     "mmd_test",
     "pixels",
+    "rectify",
     "safetynet",
+    "saliency_detector",
+    "shap_signatures",
     "squeezed",
+    "surrogate_detector",
+    "x_ensemble",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -33,6 +33,10 @@ class Feature(ABC):
     def looks(self) -> int:
         """How many points it looks at for an input."""
         return 1
+
+    def soft(self) -> Feature:
+        """Return what a search follows in its place: smoother, or cheaper; it reads one state."""
+        return self
 
     def learn(self, oracle: Oracle, rows: Rows, draw: Draw) -> State:
         """Return what it has to know of clean inputs; rows.y holds their true labels."""
@@ -82,19 +86,20 @@ def named(state: State, name: str) -> State:
     return {f"{name}.{key}": value for key, value in state.items()}
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A model that is asked for features: its oracle, and the rows of all inputs."""
+def chunks(oracle: Oracle, rows: Rows, looks: int) -> tuple[Tensor, ...]:
+    """Cut rows, by position, so that the looks of one part fill a forward."""
+    positions = torch.arange(len(rows), device=rows.x.device)
+    parts: tuple[Tensor, ...] = positions.split(max(1, oracle.chunk(rows.x) // max(1, looks)))
+    return parts
 
-    oracle: Oracle
-    rows: Rows
-    rng: Rng
 
-    def chunks(self, looks: int) -> tuple[Tensor, ...]:
-        """Cut the rows, by position, so that the looks of one part fill a forward."""
-        width = max(1, self.oracle.chunk(self.rows.x) // max(1, looks))
-        parts: tuple[Tensor, ...] = self.rows.index.split(width)
-        return parts
+def gathered(feature: Feature, oracle: Oracle, rows: Rows, state: State, draw: Draw) -> Tensor:
+    """Return a feature (N, *shape) of many rows, whose y is explained, off the graph, in chunks."""
+    found = [
+        feature(oracle, rows.take(part), state, draw.take(part)).detach()
+        for part in chunks(oracle, rows, feature.looks)
+    ]
+    return torch.cat(found)
 
 
 def features_of(
@@ -108,15 +113,10 @@ def features_of(
     index = torch.arange(len(x), device=x.device)
     oracle = Oracle(held, len(x), max(feature.access, Access.SCORES))
     rows = Rows(index, index if ids is None else ids.to(index), x.detach(), torch.zeros_like(index))
-    found = []
     with oracle.session(seed):
-        asked = Asked(oracle, rows, Rng(seed))
-        for part in asked.chunks(feature.looks):
-            some = rows.take(part)
-            some = replace(some, y=oracle.labels(some.x, some))
-            draw = Rng(seed).split(23).at(some.id)
-            found.append(feature(oracle, some, state, draw).detach())
-    return torch.cat(found)
+        y = [oracle.labels(rows.x[p], rows.take(p)) for p in chunks(oracle, rows, 1)]
+        draw = Rng(seed).split(23).at(rows.id)
+        return gathered(feature, oracle, replace(rows, y=torch.cat(y)), state, draw)
 
 
 def learned_of(feature: Feature, model: Any, x: Tensor, y: Tensor, seed: int = 0) -> State:

@@ -15,24 +15,31 @@ from foible.core.problem import Fooled, Goal, View
 from foible.core.randomness import Draw, Rng
 from foible.core.rows import Rows
 from foible.core.threat import Threat
-from foible.detect.base import part_of
+from foible.detect.base import Feature, part_of
 from foible.detect.watching import Watch
 from foible.parts.objectives import others
 from foible.parts.searches import Ascent
 
 
 def suspicion(
-    watch: Watch, view: View, *, soft: bool = False, create_graph: bool = False
+    watch: Watch,
+    view: View,
+    *,
+    soft: bool = False,
+    create_graph: bool = False,
+    feature: Feature | None = None,
 ) -> Tensor:
     """Return how suspect a view's points are, (B,): the detector's own score, or its stand-in.
 
     What a feature draws is drawn anew at every step on the graph, so that the search averages over
     it, and is `Watch.score`'s own off the graph, so that a verdict holds when it is asked again.
+    feature: another one than the detector's, which reads its state.
     """
     rows: Rows = replace(view.rows.at(view.x_adv), y=view.labels)
     drawn = view.draw if create_graph else None
     draw = drawn if isinstance(drawn, Draw) else Rng(0).split(23).at(rows.id)
-    feature = watch.detector.feature
+    if feature is None:
+        feature = watch.detector.feature.soft() if soft else watch.detector.feature
     found = feature(
         view.oracle, rows, part_of(watch.state, "feature"), draw, create_graph=create_graph
     )
@@ -44,6 +51,8 @@ def suspicion(
 @dataclass(frozen=True)
 class Evading:
     """The margin of the best other class, plus a weight times what is missing below the level.
+
+    The suspicion is the stand-in's, and so is the level.
 
     Both terms stop paying where they are won: the margin at `safe` of the clean one, the suspicion
     at `below` of its clean spread under the level.
@@ -57,8 +66,14 @@ class Evading:
 
     @property
     def access(self) -> Access:
-        """As deep as the feature looks, and a gradient through it."""
-        return max(Access.GRADIENTS, self.watch.detector.access)
+        """As deep as the feature and its stand-in look, and a gradient through them."""
+        detector = self.watch.detector
+        return max(Access.GRADIENTS, detector.access, detector.feature.soft().access)
+
+    @property
+    def draws(self) -> int:
+        """How many looks' graphs a row holds at once; fewer rows share a batch then."""
+        return self.watch.detector.feature.soft().looks
 
     def __call__(self, view: View) -> Tensor:
         """Return (B,)."""
@@ -86,12 +101,22 @@ class FooledUnseen(Goal):
 
     def __call__(self, view: View) -> Tensor:
         """Return (B,) bool."""
-        fooled = Fooled()(view)
-        if not bool(fooled.any()):
-            return fooled
-        with torch.no_grad():
-            seen = suspicion(self.watch, view)
-        return fooled & (seen <= self.level)
+        hidden = Fooled()(view)
+        feature = self.watch.detector.feature
+        # What costs many looks is asked last, of what its stand-in lets pass.
+        for own in ([feature.soft()] if feature.soft().looks < feature.looks else []) + [feature]:
+            which = hidden.nonzero().squeeze(1)
+            if len(which) == 0:
+                return hidden
+            with torch.no_grad():
+                seen = suspicion(self.watch, some_of(view, which), feature=own)
+            hidden = hidden.index_put((which,), seen <= self.level)
+        return hidden
+
+
+def some_of(view: View, which: Tensor) -> View:
+    """Return a view of some rows, by position, with what is known of them."""
+    return View(view.oracle, view.rows.take(which), view.x_adv[which], None, view.scores[which])
 
 
 def _gap(view: View) -> Tensor:
@@ -103,7 +128,7 @@ def _gap(view: View) -> Tensor:
 
 def _unit(watch: Watch) -> float:
     """Return the spread of the clean scores between their first and last tenth."""
-    held = watch.state["levels"]
+    held = watch.state["soft_levels" if watch.stands_in else "levels"]
     low, high = held[len(held) // 10], held[-1 - len(held) // 10]
     return max(float(high - low), 1e-6)
 
@@ -126,23 +151,23 @@ class Adaptive:
 
         Where nothing fools unseen, the strongest point of the first weight is returned.
         """
-        level = self.watch.threshold(self.fpr).value
+        level, soft = (self.watch.threshold(self.fpr, soft=s).value for s in (False, True))
         best: Result | None = None
         left = torch.arange(len(x), device=x.device)
         for weight in self.weights:
             if len(left) == 0:
                 break
-            found = self.attack(level, weight)(model, x[left], y[left], seed=seed, ids=left)
+            found = self.attack(level, soft, weight)(model, x[left], y[left], seed=seed, ids=left)
             best = found if best is None else _merged(best, found, left)
             left = (~best.success).nonzero().squeeze(1)
         assert best is not None
         return best
 
-    def attack(self, level: float, weight: float) -> Attack:
-        """Return the attack of one weight."""
+    def attack(self, level: float, soft: float, weight: float) -> Attack:
+        """Return the attack of one weight; soft: the level of the score that is followed."""
         return Attack(
             "adaptive", self.threat, Ascent(self.steps, None, 2.5 / self.steps, "random"),
-            Evading(self.watch, level, weight), stop="success",
+            Evading(self.watch, soft, weight), stop="success",
             goal=FooledUnseen(self.watch, level),
         )  # fmt: skip
 

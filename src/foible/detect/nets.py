@@ -59,7 +59,10 @@ class Network(Head):
     def learn(self, features: Tensor, bad: Tensor, seed: int) -> State:
         """Train on scaled features, the rarer kind repeated until both are as many."""
         data = features.float()
-        mean, spread = data.mean(), data.std().clamp_min(1e-12)
+        # A channel, or a number, has a unit of its own: an image beside its map.
+        over = [d for d in range(data.dim()) if d != 1]
+        mean, spread = data.mean(over, keepdim=True)[0], data.std(over, keepdim=True)[0]
+        spread = torch.where(spread > 1e-6 * data.abs().max(), spread, 1.0)
         good, worse = (~bad).nonzero().squeeze(1), bad.nonzero().squeeze(1)
         most = max(len(good), len(worse))
         both = [part.repeat(-(-most // len(part)))[:most] for part in (good, worse)]

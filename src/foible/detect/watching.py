@@ -118,6 +118,10 @@ class Detector:
                 "the model is right on none of the held-out inputs: no level can be set"
             )
         state["levels"] = watch.score(held, x[kept], seed=seed).double().sort().values
+        if watch.stands_in:
+            found = features_of(self.feature.soft(), held, x[kept], known, seed)
+            soft = self.head.soft(found, part_of(state, "head"))
+            state["soft_levels"] = soft.double().sort().values
         return watch
 
     def _bad(
@@ -171,14 +175,24 @@ class Watch:
         )
         return self.detector.head(found, part_of(self.state, "head"))
 
-    def threshold(self, fpr: float = 0.05) -> Level:
+    @property
+    def stands_in(self) -> bool:
+        """Whether a search follows another score than the detector's own, in units of its own."""
+        made = self.detector
+        return made.feature.differentiable and not (
+            made.head.differentiable and made.feature.soft() == made.feature
+        )
+
+    def threshold(self, fpr: float = 0.05, *, soft: bool = False) -> Level:
         """Return the level that a share `fpr` of held-out clean inputs exceeds.
+
+        soft: the level of the score that a search follows in its place.
 
         >>> # watch.score(model, x) > watch.threshold(0.05).value  flags what is suspect
         """
         if not 0 < fpr < 1:
             raise InputError(f"fpr={fpr}: a rate of false alarms in (0, 1)")
-        scores = self.state["levels"]
+        scores = self.state["soft_levels" if soft and self.stands_in else "levels"]
         n = len(scores)
         place = min(n - 1, math.ceil((1 - fpr) * n) - 1)
         # The scores between which the true quantile lies, by the binomial's normal approximation.

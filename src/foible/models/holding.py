@@ -129,12 +129,15 @@ class TorchModel:
         return named(self._ran(x))
 
     @contextmanager
-    def watch(self, x: Tensor, layer: str | None, edit: Edit | None = None) -> Iterator[Glimpse]:
+    def watch(
+        self, x: Tensor, layer: str | None, edit: Edit | None = None, read: Edit | None = None
+    ) -> Iterator[Glimpse]:
         """Look into one layer, or edit what it gives, in the forward of x within.
 
-        layer: a name of `layers`, or None for the last that gives maps (B, C, H, W).
+        layer: a name of `layers`, or None for the last that gives maps (B, C, H, W). read: makes
+        what is kept of the output, which it may neither change nor return.
         """
-        with watched(self.net, Glimpse(self.run_of(x, layer), len(x), edit)) as glimpse:
+        with watched(self.net, Glimpse(self.run_of(x, layer), len(x), edit, read)) as glimpse:
             yield glimpse
 
     def run_of(self, x: Tensor, layer: str | None) -> Run:

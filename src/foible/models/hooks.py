@@ -107,10 +107,12 @@ def _choice(there: dict[str, tuple[int, ...]]) -> str:
 
 
 class Glimpse:
-    """What one layer gave in one forward."""
+    """What one layer gave in one forward; `edit` replaces it, `read` makes what is kept of it."""
 
-    def __init__(self, run: Run, rows: int, edit: Edit | None) -> None:
-        self.run, self.rows, self.edit = run, rows, edit
+    def __init__(
+        self, run: Run, rows: int, edit: Edit | None = None, read: Edit | None = None
+    ) -> None:
+        self.run, self.rows, self.edit, self.read = run, rows, edit, read
         self.turn = 0
         self._activation: Tensor | None = None
 
@@ -132,6 +134,9 @@ class Glimpse:
         if not isinstance(out, Tensor) or len(out) != self.rows:
             given = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ModelError(f"layer {self.run.name!r} gives {given} for {self.rows} samples")
+        if self.read is not None:
+            self._activation = self.read(out)
+            return None
         if self.edit is not None:
             # A copy, so that the edit may work in place.
             self._activation = self.edit(out.clone())
