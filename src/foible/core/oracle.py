@@ -54,7 +54,7 @@ class Oracle:
             raise AccessError(
                 f"this attack or explainer needs {access.name}, the model gives only "
                 f"{model.access.name}: choose a method that needs less (`foible list` shows "
-                f"what each needs), or {getattr(model, 'cure', _CURE)}"
+                f"what each needs), or {getattr(model, 'cure', '') or _CURE}"
             )
         self.model, self.access = model, access
         self.meter = Meter(rows, int(getattr(model, "looks", 1)))

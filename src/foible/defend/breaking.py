@@ -146,11 +146,11 @@ _TABLE = (
     ),
     Breaker(
         "kernel_smoothing", "a linear change of the weights: the net has a gradient as any other",
-        "none: Wang et al. 2020 claim no defence against PGD", "one step",
+        "none that we know of: our own measurement", "one step",
     ),
     Breaker(
         "infodrop", "it changes what a net looks at, not how far its answer holds",
-        "none: Shi et al. 2020 give no adaptive evaluation", "one step",
+        "none that we know of: our own measurement", "one step",
     ),
     Breaker(
         "guided_denoiser", "it cleans what was crafted without it: PGD goes through the denoiser",
