@@ -21,7 +21,7 @@ FLOORS = {
     "detect": 6,
     "audit": 7,
     "serve": 8,
-    "cli": 8,
+    "cli": 9,
 }
 PLAIN = ("core", "parts", "explain", "attacks")
 """Packages that import torch and numpy only, besides the standard library."""
@@ -152,7 +152,7 @@ def test_every_package_has_a_floor() -> None:
         ("foible.parts.objectives", "from foible.models.twins import softplus"),
         ("foible.attacks.gradient", "from foible.zoo import load"),
         ("foible.defend.trainer", "import foible.detect.head"),
-        ("foible.cli.audit", "from foible.serve import app"),
+        ("foible.serve.app", "from foible.cli import main"),
         ("foible.zoo.bundled", "from foible.core.oracle import Oracle"),
         ("foible.zoo.bundled", "import matplotlib"),
     ],
