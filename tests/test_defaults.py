@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 import foible.parts
-from foible import attacks
+from foible import attacks, explain
+from foible.core.explainer import Explainer
 from foible.parts.searches import apgd, fmn
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "attacks.md"
@@ -95,6 +96,11 @@ OURS: Settings = {
 # Of the parts that recipes are made of; what a recipe sets is told above.
 PARTS: Settings = {
     "APGD": {"momentum": 0.75, "rho": 0.75},  # Croce and Hein 2020
+    "Averaged": {"samples": 20},
+    "FoolBoth": {"k": 100, "safe": 0.1, "weight": 3.0},
+    "Fragile": {"k": 100},
+    "Hidden": {"weight": 3.0},
+    "Rivals": {"most": 9},  # as many as there are targets in AutoAttack
     "Adam": {"steps": 300, "rate": 0.1, "last": 0.1},
     "Ascent": {"share": 1.0, "kernel": 1},
     "BoundaryWalk": {"around": 0.1, "inward": 0.03},
@@ -136,11 +142,13 @@ def numbers(settings: Mapping[str, Any]) -> dict[str, float]:
 
 
 def parts() -> dict[str, dict[str, Any]]:
-    found = {}
-    for module in walk_packages(foible.parts.__path__, "foible.parts."):
+    found: dict[str, dict[str, Any]] = {}
+    rooms = (foible.parts, "foible.parts."), (attacks, "foible.attacks.")
+    for module in (m for room, name in rooms for m in walk_packages(room.__path__, name)):
         for name, kind in vars(import_module(module.name)).items():
             if is_dataclass(kind) and isinstance(kind, type) and kind.__module__ == module.name:
-                found[name] = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+                given = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+                found.setdefault(name, given)
     return found
 
 
@@ -157,6 +165,29 @@ def test_every_number_given_by_default_is_a_papers_or_one_of_ours(name: str) -> 
 def test_the_numbers_of_the_parts_are_those_that_were_measured(name: str) -> None:
     given = parts()[name]
     assert {key: given[key] for key in PARTS[name]} == PARTS[name]
+
+
+def test_explainers_say_what_their_maps_are() -> None:
+    """Sums that must fit are checked of those alone, and no gradient is asked of the others."""
+    for module in walk_packages(explain.__path__, "foible.explain."):
+        import_module(module.name)
+    kinds: list[Any] = [Explainer]
+    for kind in kinds:  # grows while it is walked
+        kinds += [k for k in kind.__subclasses__() if k.__module__.startswith("foible.explain")]
+    made = {k.__name__: k for k in kinds if not inspect.isabstract(k)}
+    told = {
+        flag: {name for name, kind in made.items() if getattr(kind, flag) is value}
+        for flag, value in (("additive", True), ("differentiable", False), ("signed", False))
+    }
+    assert told["additive"] == {"DeepLift", "ExactShapley", "IntegratedGradients", "KernelShap"}
+    assert told["differentiable"] == {
+        "DataLime", "Erasure", "ExactShapley", "KernelShap", "LeaveOneOut", "Lemna", "Lime",
+        "MeaningfulPerturbation", "Occlusion", "RandomMap", "SparsifiedSmoothGrad", "TabularLime",
+    }  # fmt: skip
+    squares = {"SparsifiedSmoothGrad", "VarGrad"}
+    assert told["signed"] == {"MaskingModel", "MeaningfulPerturbation", *squares}
+    assert {made[name].verb for name in ("Saliency", "SmoothGrad", "TabularLime")} == {"push"}
+    assert {made[name].verb for name in (*told["additive"], "Cam", "Lime", "Lrp")} == {"delete"}
 
 
 def test_constants_that_papers_give_and_paces_that_were_measured() -> None:

@@ -196,6 +196,8 @@ def test_what_does_not_fit_is_said(small) -> None:
     ):
         with pytest.raises(InputError, match=says):
             attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, wrong)
+    with pytest.raises(InputError, match="y has dtype"):
+        attacks.bend(Linf(0.1), explain.saliency())(net, x, y.double(), x)
     with pytest.raises(KindError, match="target is list"):
         attacks.fool_both(Linf(0.1), explain.saliency(), K)(net, x, y, target=y.tolist())
     with pytest.raises(InputError, match="target holds -"):

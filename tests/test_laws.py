@@ -217,6 +217,21 @@ def test_l0_is_judged_in_whole_features() -> None:
     assert L0(2_000_001).inside((0, 1)).contains(rows_of(x, 2_000_001.0), x_adv)
 
 
+def test_a_deletion_begins_with_nothing_or_with_half_and_marks_are_whole() -> None:
+    x = rand(40, 25, seed=3)
+    rows = replace(rows_of(x, 1.0), extra={"baseline": torch.zeros_like(x)})
+    threat = Deletion().inside((0, 1))
+    assert torch.equal(threat.render(rows, threat.clean(rows)), x)
+    assert not threat.distance(rows, x).any()
+    start = threat.start(rows, Rng(1).at(rows.id))
+    assert set(start.unique().tolist()) == {0.0, 1.0} and abs(float(start.mean()) - 0.5) < 0.06
+    marks = torch.tensor([0.0, 0.4, 0.5, 0.51, 1.0])
+    assert threat.project(rows, marks).tolist() == [0.0, 0.0, 0.0, 1.0, 1.0]
+    gone = threat.render(rows, start)
+    assert torch.equal(gone == 0, start == 1)
+    assert threat.distance(rows, gone).tolist() == start.sum(1).tolist()
+
+
 def test_a_deletion_is_judged_bit_for_bit() -> None:
     x = torch.tensor([[0.2, 0.4, 0.6]])
     rows = replace(rows_of(x, 0.0), extra={"baseline": torch.zeros_like(x)})

@@ -277,9 +277,12 @@ def test_what_is_erased_in_vain_is_put_back_even_when_all_is_gone() -> None:
 # --- what is refused
 
 
-def test_an_autoencoder_with_one_part_in_training_mode_is_refused() -> None:
+def test_an_autoencoders_step_is_safe_and_one_in_training_mode_is_refused() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Dropout()).eval()
     Residual(net)
+    # Half of one over the curvature of weight * |x|^2, which is 2 * weight.
+    reaches = [Residual(net, weight).reach for weight in (0.5, 1.0, 4.0, 0.0)]
+    assert reaches == [0.5, 0.25, 0.0625, float("inf")]
     net[1].train()
     with pytest.raises(InputError, match="training mode"):
         Residual(net)

@@ -35,6 +35,8 @@ RECIPES: dict[str, Callable[[float], Any]] = {
     "fmn linf": lambda s: attacks.fmn(Linf(), 14),
     "hop_skip_jump": lambda s: attacks.hop_skip_jump(L2(), 200, 20, tries=20),
     "jsma": lambda s: attacks.jsma(L0(), 8),
+    "lbfgs one run": lambda s: attacks.lbfgs(L2(), 1, 6),
+    "lbfgs": lambda s: attacks.lbfgs(L2(), 3, 6),
     "mim": lambda s: attacks.mim(L2(0.3 * s), 8),
     "nes": lambda s: attacks.nes(Linf(0.05 * s), 60, 8),
     "nes l2": lambda s: attacks.nes(L2(0.3 * s), 60, 8),
