@@ -71,6 +71,19 @@ def test_a_jacobian_is_off_the_graph_and_a_linear_models_weights() -> None:
     assert oracle.meter.backwards.tolist() == [2, 2, 2]
 
 
+def test_the_graph_behind_class_gradients_is_used_up(case) -> None:
+    """It holds every activation of the model: kept, a search would hold one a step."""
+    model, x, y = case
+    oracle = Oracle(model, len(x))
+    rows = attacks.pgd(Linf(0.1)).rows(Linf(0.1), x, y, None, None)
+    with oracle.session(0), torch.enable_grad():
+        leaf = x.clone().requires_grad_()
+        scores = oracle.scores(leaf, rows)
+        oracle.class_grads(scores, torch.stack([y, 1 - y.clamp(0, 1)], 1), leaf, rows)
+        with pytest.raises(RuntimeError, match="second time"):
+            torch.autograd.grad(scores.sum(), leaf)
+
+
 @pytest.mark.parametrize("attack", [attacks.pgd(Linf(0.1), 3), attacks.fab(L2(), 3), attacks.nes(
     Linf(0.1), 20, 4)])  # fmt: skip
 def test_a_model_for_one_sample_at_a_time_is_asked_for_one(attack) -> None:

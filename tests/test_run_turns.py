@@ -13,10 +13,10 @@ from torch import Tensor
 from foible import attacks
 from foible.core.randomness import Rng
 from foible.core.rows import Rows
-from foible.parts.searches.carlini import CarliniL2, CarliniLinf
+from foible.parts.searches.carlini import CarliniL0, CarliniL2, CarliniLinf
 from foible.parts.searches.fab import FastBoundary
 from foible.parts.searches.penalty import Trial
-from foible.parts.threats import L2, Linf
+from foible.parts.threats import L0, L2, Linf
 
 F64, INF = torch.float64, float("inf")
 
@@ -111,6 +111,19 @@ def test_the_threshold_of_linf_falls_while_it_holds_and_is_bracketed_once_it_fai
     ended = state._replace(run=torch.tensor([9, 8, 0, 0, 0]), low=torch.tensor(
         [0.0, 0.0, 0.797, 0.29, 0.39], dtype=F64))  # fmt: skip
     assert search.ended(ended).tolist() == [True, False, True, False, False]
+
+
+def test_the_weight_of_l0_grows_at_every_look_until_a_run_holds() -> None:
+    """By four, every fifth of the length and at least every five steps; the run goes on."""
+    for length, inner in ((10, [4, 5, 5, 10]), (50, [5, 10, 10, 50])):
+        search = CarliniL0(length)
+        state = trial(
+            search, inner=inner, size=[INF, INF, 1.0, INF], weight=[2.0] * 4, mark=[1.0] * 4,
+            loss=[1.0] * 4,
+        )  # fmt: skip
+        over, after = search.over(posed(L0()), state)
+        assert after.weight.tolist() == [2.0, 8.0, 2.0, 8.0]
+        assert over.tolist() == [False, False, True, True]  # with a success a still run may end
 
 
 def test_fab_begins_again_in_half_the_known_radius() -> None:
