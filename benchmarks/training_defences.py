@@ -250,7 +250,7 @@ def rationales(how: Setting, table: Section, folder: Path | None) -> None:
 
 RATIONALES = {
     "gradient": (defend.rationales(0.05), 8),
-    "omission": (defend.rationales(5.0, spread=0.0, patch=4), 6),
+    "omission": (defend.rationales(0.5, spread=0.0, patch=7), 8),
 }
 
 
