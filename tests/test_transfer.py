@@ -17,7 +17,7 @@ from foible.core.errors import AccessError, InputError, KindError, ModelError
 from foible.models import ensemble, softplus_twin, wrap
 from foible.parts.objectives import Nearest
 from foible.parts.searches import Ascent
-from foible.parts.smoothing import smooth
+from foible.parts.smoothing import gaussian, smooth
 from foible.parts.threats import L1, L2, Linf
 from foible.parts.transforms import Noise, ResizePad
 
@@ -51,6 +51,7 @@ def test_the_kernel_is_the_papers(size: int, shape: tuple[int, ...]) -> None:
 
 
 def test_a_kernel_of_one_changes_nothing_and_others_are_refused() -> None:
+    assert gaussian(1, torch.zeros(1)).tolist() == [1.0]
     grad = randn(2, 1, 4, 4, seed=1)
     assert smooth(grad, 1) is grad
     for size in (0, 2, -3):
