@@ -27,7 +27,7 @@ class Once:
     """An attack whose results are kept while this process lives: detectors share their data."""
 
     def __init__(self, attack: Attack) -> None:
-        self.attack = attack
+        self.attack, self.threat = attack, attack.threat
         self.known: dict[tuple[int, float], Result] = {}
 
     def __call__(self, model: object, x: Tensor, y: Tensor, *, seed: int = 0) -> Result:

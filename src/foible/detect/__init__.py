@@ -2,11 +2,20 @@
 
 from foible.detect.base import Feature, Head
 from foible.detect.drifting import Drift, drift, mmd_test
+from foible.detect.dynamics import dynamic_adversary
 from foible.detect.evading import Adaptive, adaptive
 from foible.detect.evaluating import Crafted, Way, Worth, crafted, evaluate
 from foible.detect.guarding import Answer, Guard, guard
 from foible.detect.heads import Forest, Largest, Logistic, Svm
-from foible.detect.layer_recipes import kde_uncertainty, local_dimension, mahalanobis, safetynet
+from foible.detect.layer_recipes import (
+    kde_uncertainty,
+    local_dimension,
+    magnet,
+    mahalanobis,
+    reformed,
+    safetynet,
+    subnetwork,
+)
 from foible.detect.map_recipes import (
     class_template,
     mask_detector,
@@ -16,6 +25,7 @@ from foible.detect.map_recipes import (
     x_ensemble,
 )
 from foible.detect.nets import Network
+from foible.detect.outlying import LastClass, outlier_class
 from foible.detect.panels import Panel
 from foible.detect.recipes import pixels, squeezed
 from foible.detect.rectifying import Rectified, rectify
@@ -33,6 +43,7 @@ __all__ = [
     "Guard",
     "Head",
     "Largest",
+    "LastClass",
     "Level",
     "Logistic",
     "Moves",
@@ -49,21 +60,26 @@ __all__ = [
     "class_template",
     "crafted",
     "drift",
+    "dynamic_adversary",
     "evaluate",
     "guard",
     "kde_uncertainty",
     "load",
     "local_dimension",
+    "magnet",
     "mahalanobis",
     "mask_detector",
     "ml_loo",
     "mmd_test",
+    "outlier_class",
     "pixels",
     "rectify",
+    "reformed",
     "safetynet",
     "saliency_detector",
     "shap_signatures",
     "squeezed",
+    "subnetwork",
     "surrogate_detector",
     "x_ensemble",
 ]

@@ -2,17 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from foible.core.errors import KindError
+from foible.defend.denoisers import denoised
+from foible.detect.base import part_of
 from foible.detect.features import (
     ClassDensity,
     Codes,
     DensityAndUncertainty,
+    Layer,
     LocalDimension,
     MahalanobisDistance,
+    Reconstruction,
     Uncertainty,
 )
 from foible.detect.features.activations import Layers
 from foible.detect.heads import Largest, Logistic, Svm
-from foible.detect.watching import Detector
+from foible.detect.nets import Network
+from foible.detect.watching import Detector, Watch
+from foible.models.holding import TorchModel, as_model
+
+
+def subnetwork(
+    layer: str | None = None, width: int = 16, epochs: int = 20, dynamic: int = 0
+) -> Detector:
+    """Return the detector subnetwork on an inner layer (T3, Metzen et al. 2017).
+
+    layer: a name as in `foible.models.layers_of`; None is the last that gives maps, the paper found
+    an early one best. width: of its first convolution; for maps it has three and a mean over
+    positions, which is smaller than theirs. epochs: on adversarials of the bare classifier, which
+    is all that the static detector knows. dynamic: further epochs in which half of each batch is
+    made on the fly by an adversary against classifier and detector at once, with a weight between
+    them drawn for each input. It resists that adversary (`dynamic_adversary`) and not a search that
+    stays at it: `adaptive(watch, threat)` (Carlini and Wagner 2017).
+
+    >>> subnetwork(dynamic=5).dynamic
+    5
+    """
+    return Detector("subnetwork", Layer(layer), Network(width, epochs), dynamic=dynamic)
 
 
 def kde_uncertainty(
@@ -81,3 +109,49 @@ def local_dimension(layers: Layers = 3, neighbours: int = 20, reference: int = 2
     """
     feature = LocalDimension(layers, neighbours, reference)
     return Detector("local_dimension", feature, Logistic(), noisy=True)
+
+
+def magnet(
+    temperatures: tuple[float, ...] = (1.0, 10.0, 40.0), epochs: int = 40, width: int = 8
+) -> Detector:
+    """Return MagNet's detectors (T7, Meng and Chen 2017).
+
+    How badly two autoencoders of clean inputs give an input back, and how far the prediction moves
+    from the input to what is given back, at each of some temperatures. No adversarials are learnt
+    from. `reformed(watch, model)` is its other half. temperatures: 10 and 40 on CIFAR in the paper,
+    and none on MNIST; 1 is ours, and sees what lies just over a boundary. epochs, width: of the
+    autoencoders.
+
+    Departures: one level for the number that stands out most, in spreads of clean inputs, in place
+    of a level each; the autoencoders are fixed, not drawn from a pool. Broken: attacks through the
+    autoencoders (Carlini and Wagner 2017b) and on L1 (Chen et al. 2018): `adaptive(watch, threat)`.
+
+    >>> magnet().head.supervised
+    False
+    """
+    return Detector("magnet", Reconstruction(temperatures, epochs, width), Largest("high"))
+
+
+def reformed(watch: Watch, model: Any) -> TorchModel:
+    """Return a model behind MagNet's reformer (T7): it sees what the deep autoencoder gives back.
+
+    watch: of `magnet`, fitted. model: a torch module, bare or wrapped. Attacks see the whole, and
+    gradients pass. The paper counts an adversarial as stopped that is detected *or* classified
+    right by this model.
+
+    Raises KindError for another watch, or a model that is no torch module.
+
+    >>> import foible
+    >>> x, y = foible.zoo.sample()
+    >>> net = foible.zoo.load("standard")
+    >>> watch = magnet(epochs=1).fit(net, (x[:64], y[:64]))
+    >>> reformed(watch, net)(x[:2]).shape
+    torch.Size([2, 10])
+    """
+    feature, held = watch.detector.feature, as_model(model)
+    if not isinstance(feature, Reconstruction):
+        raise KindError(f"{watch.detector.name} has no autoencoder: fit foible.detect.magnet()")
+    known = part_of(watch.state, "feature")
+    bounds = (float(held.bounds[0]), float(held.bounds[1]))
+    shape = tuple(int(n) for n in known["shape"])
+    return denoised(held, feature.autoencoder(shape, known, bounds, "deep"))

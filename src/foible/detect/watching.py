@@ -55,12 +55,15 @@ class Detector:
 
     noisy: whether clean inputs with Gaussian noise, in L2 as long as the adversarials' changes,
     count as clean ones, too (Feinman et al. 2017), so that it does not learn to see noise.
+    dynamic: epochs of a Network head against an adversary that knows it (Metzen et al. 2017), after
+    it has learnt from the attack that is given.
     """
 
     name: str
     feature: Feature
     head: Head
     noisy: bool = False
+    dynamic: int = 0
 
     @property
     def access(self) -> Access:
@@ -110,7 +113,18 @@ class Detector:
         ]
         marks = torch.cat([torch.zeros(len(good)), torch.ones(len(bad))]).bool()
         told = self.head.learn(torch.cat(parts), marks.to(x.device), seed)
-        state |= named({k: v.contiguous() for k, v in told.items()}, "head")
+        state |= named(told, "head")
+        if self.dynamic:
+            from foible.detect.dynamics import hardened
+
+            if attack is None:
+                raise InputError(
+                    f"{self.name} makes adversarials of its own as it learns: pass attack=, whose "
+                    "threat they keep to"
+                )
+            made = hardened(self, held, (x[learn], y[learn]), state, attack.threat, seed)
+            state |= named(made, "head")
+        state = {k: v.contiguous() for k, v in state.items()}
         watch = Watch(self, state)
         kept = out[right[out]]
         if len(kept) == 0:

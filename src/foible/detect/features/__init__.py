@@ -9,6 +9,7 @@ from foible.detect.features.leaving import LeavingOut
 from foible.detect.features.mahalanobis_distance import MahalanobisDistance
 from foible.detect.features.maps import Maps
 from foible.detect.features.pixels import Pixels
+from foible.detect.features.reconstruction import Reconstruction
 from foible.detect.features.signatures import Signature
 from foible.detect.features.squeezed import Squeezed
 from foible.detect.features.templates import Template
@@ -24,6 +25,7 @@ __all__ = [
     "MahalanobisDistance",
     "Maps",
     "Pixels",
+    "Reconstruction",
     "Signature",
     "Squeezed",
     "Template",
