@@ -11,7 +11,6 @@ from torch import Tensor
 from foible.core.errors import InputError, KindError
 from foible.core.oracle import Oracle
 from foible.core.rows import Rows
-from foible.defend.feature_sets import penultimate
 from foible.models.holding import TorchModel
 
 Layers = tuple[str, ...] | int
@@ -36,8 +35,12 @@ def held_by(oracle: Oracle) -> TorchModel:
 
 
 def last_hidden(oracle: Oracle, x: Tensor) -> str:
-    """Return the name of the last layer before the scores."""
-    return penultimate(held_by(oracle), x)
+    """Return the name of the last layer whose output has another shape than the scores."""
+    layers = held_by(oracle).layers(x)
+    names = [name for name, shape in layers.items() if shape != list(layers.values())[-1]]
+    if not names:
+        raise InputError("the model has no layer before its scores: name one, or add one")
+    return names[-1]
 
 
 def chosen(oracle: Oracle, x: Tensor, layers: Layers) -> tuple[str, ...]:
