@@ -44,6 +44,19 @@ def test_what_is_measured_on_was_not_trained_on(here: Path, monkeypatch) -> None
     assert len(seen["data"][1]) == 40
 
 
+def test_the_report_measures_at_the_eps_that_was_trained_for(here: Path, monkeypatch) -> None:
+    seen = {}
+
+    def kept(models, data, folder, plan, about):
+        seen["eps"] = plan.eps
+        raise foible.core.errors.InputError("far enough")
+
+    monkeypatch.setattr(foible.audit, "run", kept)
+    for norm in ("linf", "LINF"):
+        assert "far enough" in call(*QUICK, "--norm", norm, "--out", norm, code=2)
+        assert seen.pop("eps") == 0.02
+
+
 def test_it_goes_on_only_where_it_is_asked_to(here: Path) -> None:
     assert "there is no checkpoint in r" in refused(*QUICK, "--resume", "--out", "r")
     call(*QUICK, "--no-report", "--out", "r")

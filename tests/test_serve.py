@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import socket
+import struct
 import threading
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from foible.detect import Detector, Feature, Largest, guard
+import foible
+from foible.detect import Detector, Feature, Largest, Watch, guard
 from foible.serve import Service, service
 from foible.serve.bodies import Refused, Wanted, checked, from_json, from_picture
 
@@ -31,10 +34,11 @@ class Mean(Feature):
 
 
 class Net(nn.Module):
-    """Three classes; fails on request, when the first pixel is exactly 0.5."""
+    """Three classes; fails on request, where the first pixel is 0.5, and gives NaN at 0.25."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.nan = float("nan")
         self.head = nn.Linear(64, 3)
         with torch.no_grad():
             self.head.weight.copy_(torch.eye(3, 64))
@@ -42,7 +46,8 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if bool((x[:, 0, 0, 0] == 0.5).any()):
             raise RuntimeError("no more memory")
-        return self.head(x.flatten(1))
+        broken = x[:, 0, 0, :1] == 0.25
+        return self.head(x.flatten(1)).masked_fill(broken, self.nan)
 
 
 def made() -> Service:
@@ -100,6 +105,21 @@ def told(x: Any) -> bytes:
     return json.dumps({"inputs": x}).encode()
 
 
+def bomb() -> bytes:
+    """A picture of ten billion pixels in a hundred bytes."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", 10**5, 10**5, 8, 0, 0, 0, 0)), (b"IEND", b"")]
+    held = [struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d))
+            for t, d in parts]  # fmt: skip
+    return b"\x89PNG\r\n\x1a\n" + b"".join(held)
+
+
+def deep() -> bytes:
+    """Sixteen bits a pixel, which Pillow would cut to white."""
+    out = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 6553, np.uint16)).save(out, "PNG")
+    return out.getvalue()
+
+
 DARK, LIGHT = np.full(SHAPE, 0.1).tolist(), np.full(SHAPE, 0.9).tolist()
 
 
@@ -142,6 +162,11 @@ BAD = [
     (picture(0.1, (9, 8)), "image/png", 422, "8 x 9 pixels"),
     (b"", "application/json", 400, "no JSON"),
     (told(DARK).replace(b"0.1", b"0.5", 1), "application/json", 500, "RuntimeError"),
+    (told(DARK).replace(b"0.1", b"0.25", 1), "application/json", 500, "NaN"),
+    (told(DARK).replace(b"0.1", b'"0.1"', 1), "application/json", 422, "no numbers"),
+    (told(DARK).replace(b"0.1", b"null", 1), "application/json", 422, "no numbers"),
+    (bomb(), "image/png", 413, "far too many pixels"),
+    (deep(), "image/png", 415, "one of 8 bits"),
 ]
 
 
@@ -203,7 +228,7 @@ def load(address: str, seconds: float, workers: int = 4) -> tuple[list[int], lis
     def work(start: int) -> None:
         place = start
         while time.monotonic() < end:
-            body, kind, status = wanted[place % len(wanted)] if place % 2 else wanted[0]
+            body, kind, status = wanted[place // 2 % len(wanted)] if place % 2 else wanted[0]
             place += 1
             began = time.monotonic()
             try:
@@ -268,6 +293,35 @@ def test_a_table_gets_its_map_in_numbers() -> None:
     content = Service(guard(net, watch), (5,)).answer(told([0.9] * 5), "application/json")
     (one,) = content["answers"]
     assert one["abstained"] and len(one["map"]) == 5
+
+
+def test_a_suspicion_that_is_no_number_is_refused_and_is_json() -> None:
+    """Nothing is known of such an input, which is no reason to let it through."""
+    held = made()
+    watch = held.guard.watches["bright"]
+    blind = Detector("blind", Blind(), Largest(normed=False))
+    held.guard = guard(held.guard.model, Watch(blind, watch.state))
+    x = torch.full((2, *SHAPE), 0.1)
+    x[1] = 0.15
+    answer = held.guard(x)
+    assert answer.abstained.tolist() == [False, True] and answer.reasons == [[], ["blind"]]
+    content = held.answer(told(x.tolist()), "application/json")
+    json.dumps(content, allow_nan=False)
+    assert content["answers"][1]["suspicion"] == {"blind": None}
+
+
+class Blind(Mean):
+    def __call__(self, oracle, rows, state, draw, *, create_graph=False) -> Tensor:
+        found = super().__call__(oracle, rows, state, draw)
+        return found.masked_fill(found > 0.12, float("nan"))
+
+
+def test_a_model_without_a_gradient_refuses_without_a_map() -> None:
+    held = made()
+    hidden = foible.defend.jpeg(held.guard.model)
+    service_ = Service(guard(hidden, held.guard.watches["bright"]), SHAPE)
+    (one,) = service_.answer(told(LIGHT), "application/json")["answers"]
+    assert one["abstained"] and one["reasons"] and "map" not in one
 
 
 def test_what_is_missing_says_how_to_get_it(monkeypatch) -> None:

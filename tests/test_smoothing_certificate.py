@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import foible
 from foible import attacks, defend, explain
-from foible.core.errors import InputError
+from foible.core.errors import InputError, ModelError
 from foible.core.progress import listening
 from foible.core.randomness import Rng
 from foible.models import wrap
@@ -199,6 +199,21 @@ def test_training_under_noise_is_training_under_that_noise() -> None:
     assert not torch.equal(loss(batch), loss(defend.Batch(batch.model, x, y, batch.ids, seed=5)))
     with pytest.raises(InputError, match="sigma"):
         defend.with_noise(0.0)
+
+
+def test_a_model_that_gives_nan_is_certified_of_nothing() -> None:
+    x = torch.tensor([[0.2], [0.9]])
+    model = defend.randomized_smoothing(Rooted(), SIGMA)
+    for call in (model.certify, model.predict):
+        with pytest.raises(ModelError, match="NaN under noise"):
+            call(x)
+
+
+class Rooted(nn.Module):
+    """Fine in the bounds, and NaN below them, where only noise leads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x.sqrt(), 1 - x], 1)
 
 
 def test_bad_input() -> None:

@@ -223,6 +223,11 @@ def test_bad_input_is_told_before_a_step_is_taken() -> None:
         ((x, y - 1), InputError, "labels go from -1"),
         ((x + 1, y), InputError, "inputs go from .* bounds are"),
         ((x, y.float()), InputError, "dtype torch.float32"),
+        ((x, y.int()), InputError, "dtype torch.int32"),
+        (((x * 255).byte(), y), InputError, "x has dtype torch.uint8"),
+        ((torch.cat([x, x[:1] + 1]), torch.cat([y, y[:1]])), InputError, "inputs go from"),
+        ([(x, y), (x, y + 1)], InputError, "labels go from 1 to 3"),
+        ([(x, y), (x + 1, y)], InputError, "inputs go from"),
         (5, KindError, "the data are int"),
         ([], InputError, "empty"),
         ([(x, y, y)], InputError, "hold 3 things"),
@@ -239,6 +244,13 @@ def test_bad_input_is_told_before_a_step_is_taken() -> None:
     for bad in ({"batch": 0}, {"lr": 0}, {"average": 1.0}, {"precision": "int8"}, {"patience": 0}):
         with pytest.raises(InputError, match=next(iter(bad))):
             Settings(**bad)
+
+
+def test_data_on_a_graph_of_their_own_are_taken_off_it() -> None:
+    x, y = data()
+    held = (2 * x.clone().requires_grad_()) / 2
+    one, two = (train(net(), (given, y), trades(attack()), 1) for given in (held, x))
+    assert same(one, two)
 
 
 def test_data_are_held_out_by_the_seed_and_keep_their_ids() -> None:

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from training import Stopping, attack, data, net, same
 
 from foible.core.errors import LogError, ModelError
-from foible.defend import Settings, plain, trades, train
+from foible.defend import Batch, Loss, Settings, plain, trades, train
+from foible.defend.losses import cross_entropy
 from foible.defend.training import checkpoints
+from foible.defend.training.devices import Devices
 from foible.defend.training.feeding import Loader, Share, Tensors
+from foible.defend.training.running import Training
 
 HERE = Path(__file__).resolve().parent
 
@@ -69,12 +72,103 @@ def _ends_alike(tmp_path: Path, kills: int) -> None:
     assert same(whole, made)
 
 
-def test_ctrl_c_writes_a_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [3, 6, 11])
+def test_ctrl_c_ends_the_step_and_the_same_call_goes_on_to_the_same_bits(tmp_path, at) -> None:
+    """With a batch norm, whose running means a half step would leave moved; 6 steps an epoch."""
     settings = Settings(batch=16, save_seconds=1e9)
+    normed = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), net()[1], net()[3])
+    whole = train(normed, data(), Interrupted(-1), 2, settings=settings)
     with pytest.raises(KeyboardInterrupt):
-        train(net(), data(), Stopping(3), 2, out=tmp_path, settings=settings)
+        train(normed, data(), Interrupted(at), 2, out=tmp_path, settings=settings)
     state = torch.load(tmp_path / checkpoints.NAME, weights_only=True)
-    assert state["step"] == 3 and state["position"] == 3
+    assert state["step"] == at == 6 * state["epoch"] + state["position"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert same(whole, train(normed, data(), Interrupted(-1), 2, out=tmp_path, settings=settings))
+
+
+class Interrupted(Loss):
+    """Ctrl-C in the middle of a step, after a look at the batch."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.steps = at, 0
+
+    def __repr__(self) -> str:
+        return "Interrupted"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        batch.scores(batch.x.flip(1))
+        self.steps += 1
+        if self.steps == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return cross_entropy(batch.scores(batch.x), batch.y)
+
+
+def test_half_a_step_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(net(), data(), Stopping(3), 2, out=tmp_path, settings=Settings(batch=16))
+    assert not (tmp_path / checkpoints.NAME).exists()
+
+
+class Noisy(torch.utils.data.Dataset):
+    """A data set that augments: it draws from the random state that it finds."""
+
+    def __len__(self) -> int:
+        return 96
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        x, y = data()
+        return (x[i] + 0.05 * torch.rand(4)).clamp(0, 1), y[i]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_that_draws_is_the_same_when_it_goes_on(workers: int) -> None:
+    """Whatever was drawn elsewhere, and although the batches before are another process's."""
+
+    def batches(start: int) -> list[Tensor]:
+        loader = torch.utils.data.DataLoader(Noisy(), 16, shuffle=True, num_workers=workers)
+        found = []
+        for fed in Loader(loader).batches(7, Share(), start):
+            found.append(fed.x)
+            torch.rand(3)  # what a loss may draw between two batches
+        return found
+
+    before = torch.random.get_rng_state()
+    torch.manual_seed(1)
+    whole = batches(0)
+    torch.manual_seed(2)
+    later = batches(2)
+    torch.random.set_rng_state(before)
+    assert len(whole) == 6 and len(later) == 4
+    assert all(torch.equal(a, b) for a, b in zip(whole[2:], later, strict=True))
+    assert not torch.equal(whole[0].sort(0).values, whole[1].sort(0).values)
+
+
+def test_a_mask_of_infinities_is_no_reason_not_to_save(tmp_path: Path) -> None:
+    masked = net()
+    masked.register_buffer("mask", torch.tensor(float("-inf")))
+    train(masked, data(), plain(), 1, out=tmp_path)
+    assert (tmp_path / checkpoints.NAME).exists()
+
+
+def test_weights_that_explode_in_the_last_step_are_not_handed_out() -> None:
+    def exploding(parameters):
+        return torch.optim.SGD(parameters, lr=float("inf"))
+
+    settings = Settings(batch=96, hold_out=0, optimiser=exploding, average=0)
+    with pytest.raises(ModelError, match="not finite after the last step, 1"):
+        train(net(), data(), plain(), 1, settings=settings)
+
+
+def test_another_number_of_processes_is_another_training() -> None:
+    held = Training(net(), data(), plain(), 1, None, None, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Devices, "__init__", _twofold)
+        assert Training(net(), data(), plain(), 1, None, None, None).identity != held.identity
+
+
+def _twofold(self: Devices, precision: str = "no", real=Devices.__init__) -> None:
+    real(self, precision)
+    self.world = 2
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_batch(tmp_path: Path) -> None:

@@ -167,6 +167,16 @@ def test_awp_restores_the_weights_bit_for_bit(broken: bool) -> None:
     assert batch.crafted is None
 
 
+def test_awp_is_validated_as_the_loss_within_is() -> None:
+    """Bounds by what is certified, not by clean accuracy alone."""
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(36, 4)), rand(6, 1, 6, 6, seed=6)
+    y = wrap(net)(x).argmax(1)
+    inner = defend.interval(0.3)
+    got = defend.awp(inner).withstands(wrap(net), x, y)
+    assert got is not None and torch.equal(got, inner.withstands(wrap(net), x, y))
+    assert not bool(got.all())
+
+
 def test_awp_learns_at_the_moved_weights_from_adversarials_of_the_old_ones() -> None:
     net, attack = softened(), attacks.pgd(Linf(EPS), 3)
     batch = batch_of(net, seed=2)

@@ -210,7 +210,7 @@ def _report(
     from foible.cli.auditing import tell
 
     norm, threat, seed = setting
-    size = threat.eps if norm == "linf" else None  # type: ignore[attr-defined]
+    size = threat.eps if norm.lower() == "linf" else None  # type: ignore[attr-defined]
     low, high = held.bounds
     plan = Plan.preset("quick", eps=size or Plan.preset().eps * (high - low), seed=seed)
     after = held.copied()

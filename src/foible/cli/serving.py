@@ -86,7 +86,7 @@ def serve(
     x, y, classes = _samples(data, held)
     watches = [load(path) for path in detector or []] or [_fitted(held, x, y)]
     for watch in watches:
-        watch.score(held, x[:1])  # a detector of another model is told before anyone asks
+        watch.score(held, x[:1])  # one that does not fit the inputs is told before anyone asks
     from foible.serve import Service, service
 
     made = Service(guard(held, watches, fpr, log), tuple(x.shape[1:]), classes or ())

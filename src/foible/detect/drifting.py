@@ -39,7 +39,7 @@ def mmd_test(
     Departure: the unbiased estimate leaves out the diagonal, and p counts the sample itself, so
     that it is never 0.
 
-    Raises InputError for samples that are too small.
+    Raises InputError for samples that are too small, or hold NaN or infinity.
 
     >>> x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
     >>> mmd_test(x[:20], x[20:]).p > 0.05, mmd_test(x[:20], x[20:] + 2).p < 0.01
@@ -49,6 +49,8 @@ def mmd_test(
     if n < 2 or m < 2:
         raise InputError(f"samples of {n} and {m}: a test needs two of each at least")
     data = torch.cat([first.flatten(1), second.flatten(1)]).double()
+    if not bool(torch.isfinite(data).all()):
+        raise InputError("samples hold NaN or infinity, which no distance compares: remove them")
     apart = torch.cdist(data, data).square()
     if width is None:
         upper = apart[torch.triu(torch.ones_like(apart, dtype=torch.bool), 1)]

@@ -62,7 +62,8 @@ class Guard:
             found = [self.model.scores(part) for part in x.split(max(1, self.model.chunk(x)))]
         scores = torch.cat(found)
         suspicion = {name: w.score(self.model, x, seed=seed) for name, w in self.watches.items()}
-        flags = {name: s > self.levels[name] for name, s in suspicion.items()}
+        # Not above, but not at or below: a suspicion of NaN is no reason to answer.
+        flags = {name: ~(s <= self.levels[name]) for name, s in suspicion.items()}
         bad = torch.stack(list(flags.values())).any(0)
         predicted = scores.argmax(1)
         reasons = [[n for n, f in flags.items() if bool(f[i])] for i in range(len(x))]
@@ -97,7 +98,8 @@ def guard(
 
     model: a module or a wrapped model. detectors: fitted to it. fpr: the rate of false alarms of
     the whole; with several detectors each gets its share of it (Bonferroni), so that the whole
-    stays below. log: a file that gets a line a batch.
+    stays below, but for what few held-out inputs leave unsure (`Watch.threshold`). log: a file
+    that gets a line a batch.
 
     An input that is refused is not proved to be an attack, and one that is answered is not proved
     to be none: `foible.detect.evaluate` says what the detectors are worth.

@@ -81,7 +81,8 @@ class Network(Head):
 
     def __call__(self, features: Tensor, state: State) -> Tensor:
         """Return the log-odds (B,) of being adversarial."""
-        net = self.build(tuple(features.shape[1:]))
+        with torch.device("meta"):  # no weights are drawn: the user's random state stays
+            net = self.build(tuple(features.shape[1:]))
         # The tensors take the place of the parameters: nothing is copied, and any dtype is kept.
         net.load_state_dict(
             {k[4:]: v for k, v in state.items() if k.startswith("net.")}, assign=True

@@ -200,6 +200,8 @@ class Watch:
     def threshold(self, fpr: float = 0.05, *, soft: bool = False) -> Level:
         """Return the level that a share `fpr` of held-out clean inputs exceeds.
 
+        Of n of them: a new clean input exceeds it with probability (fpr * n + 1) / (n + 1) at the
+        most, over all draws of both: a little more than fpr, and far more where n is small.
         soft: the level of the score that a search follows in its place.
 
         >>> # watch.score(model, x) > watch.threshold(0.05).value  flags what is suspect
@@ -262,14 +264,22 @@ def load(path: str | Path) -> Watch:
         raise LogError(f"{path} holds tensors, but no detector of foible's")
     if told.get("schema") != str(SCHEMA):
         raise LogError(f"{path} has schema {told.get('schema')}, this foible reads {SCHEMA}")
-    held = json.loads(told["detector"])
+    try:
+        held = json.loads(told["detector"])
+    except (KeyError, ValueError) as error:
+        raise LogError(f"{path} does not say which detector it is ({error!r})") from error
     if strange := sorted(set(_strangers(held))):
         raise LogError(
             f"{path} names {', '.join(strange)}: only parts of foible's own are built from a file"
         )
-    made = build(held)
-    if not isinstance(made, Detector):
-        raise LogError(f"{path} does not hold a detector")
+    try:
+        made = build(held)
+    except InputError as error:
+        raise LogError(f"{path} holds a detector that cannot be built: {error}") from error
+    parts = (getattr(made, "feature", None), getattr(made, "head", None))
+    fits = isinstance(parts[0], Feature) and isinstance(parts[1], Head)
+    if not isinstance(made, Detector) or not fits or not len(state.get("levels", ())):
+        raise LogError(f"{path} does not hold a fitted detector: a feature, a head and levels")
     return Watch(made, state)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foible.core.errors import FoibleError, MissingExtra
+from foible.core.access import Access
+from foible.core.errors import InputError, KindError, MissingExtra, ModelError
 from foible.detect import Guard
 from foible.explain import smoothgrad
 from foible.figures.maps import is_picture, shared_scale, signed_pixels
@@ -59,7 +60,11 @@ class Service:
         # A session holds the model in evaluation mode and hooks its layers: one at a time.
         with self._lock:
             found = self.guard(x)
+            if not bool(torch.isfinite(found.scores).all()):
+                raise ModelError("the model failed: its scores are NaN or infinite")
             refused = found.abstained.nonzero().squeeze(1)[: self.maps]
+            if self.guard.model.access < Access.GRADIENTS:
+                refused = refused[:0]  # a model without a gradient has no map
             maps = self._maps(x[refused], found.predicted[refused]) if len(refused) else []
         pictures = dict(zip(refused.tolist(), maps, strict=True))
         chances = found.scores.softmax(1)
@@ -69,7 +74,7 @@ class Service:
             one: dict[str, Any] = {
                 "label": None if found.abstained[i] else predicted,
                 "abstained": bool(found.abstained[i]),
-                "suspicion": {n: float(s[i]) for n, s in found.suspicion.items()},
+                "suspicion": {n: _number(s[i]) for n, s in found.suspicion.items()},
             }
             if found.abstained[i]:
                 levels = self.guard.levels
@@ -97,6 +102,11 @@ class Service:
         return [png_uri(signed_pixels(one.numpy(), shared_scale(one.numpy()))) for one in maps]
 
 
+def _number(value: Tensor) -> float | None:
+    """Return a number as JSON has it: NaN and infinity are none to it."""
+    return float(value) if bool(torch.isfinite(value)) else None
+
+
 def service(made: Service, most_bytes: int = 4 * MEGABYTE) -> Any:
     """Return the FastAPI application of a service.
 
@@ -114,6 +124,7 @@ def service(made: Service, most_bytes: int = 4 * MEGABYTE) -> Any:
         from fastapi.responses import JSONResponse
         from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
         from starlette.concurrency import run_in_threadpool
+        from starlette.requests import ClientDisconnect
         from starlette.routing import Route
     except ImportError as error:
         raise MissingExtra(
@@ -151,8 +162,12 @@ def service(made: Service, most_bytes: int = 4 * MEGABYTE) -> Any:
             seconds.observe(time.perf_counter() - start)
         except Refused as error:
             status, content = error.status, {"error": error.said}
-        except FoibleError as error:
+        except (InputError, KindError) as error:
             status, content = 422, {"error": str(error)}
+        except ClientDisconnect:
+            status, content = 400, {"error": "the body was not sent to its end"}
+        except ModelError as error:
+            status, content = 500, {"error": str(error)}
         except Exception as error:
             status, content = 500, {"error": f"the model failed: {type(error).__name__}"}
         requests.labels(str(status)).inc()

@@ -45,7 +45,10 @@ def from_json(body: bytes, wanted: Wanted) -> Tensor:
     if not isinstance(told, dict) or "inputs" not in told:
         raise Refused(400, 'the JSON is no object with "inputs", one input or a list of them')
     try:
-        data = np.asarray(told["inputs"], dtype=np.float64)
+        data = np.asarray(told["inputs"])
+        if data.dtype.kind not in "iufb":  # numpy would read the words "0.5" and null as numbers
+            raise TypeError(f"found {data.dtype.name}")
+        data = data.astype(np.float64)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise Refused(
             422, f'"inputs" are no numbers in lists of equal length ({str(error)[:200]})'
@@ -74,9 +77,13 @@ def from_picture(body: bytes, wanted: Wanted) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             picture = Image.open(io.BytesIO(body), formats=("PNG", "JPEG"))
+            if picture.mode.startswith(("I", "F")):  # Pillow would cut its levels at 255
+                raise Refused(415, f"the picture has levels of {picture.mode}: send one of 8 bits")
             if picture.size[0] * picture.size[1] > 64 * max(height * width, 2**14):
                 raise Refused(413, f"the picture has {picture.size[0]} x {picture.size[1]} pixels")
             levels = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    except Image.DecompressionBombError as error:
+        raise Refused(413, "the picture has far too many pixels") from error
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise Refused(400, f"the body is no PNG or JPEG that can be read ({error})") from error
     if levels.shape[:2] != (height, width):

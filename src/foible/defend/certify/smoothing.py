@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foible.core.access import Access
-from foible.core.errors import InputError
+from foible.core.errors import InputError, ModelError
 from foible.core.progress import tick
 from foible.core.randomness import Rng
 from foible.defend.inputs.base import Change, Defended, torch_model
@@ -113,7 +113,8 @@ class Smoothed(Defended):
         large radii. alpha: with at most this probability, for each sample, the radius is too
         large. Costs n0 + n forwards of the net a sample. seed, ids: as in `predict`.
 
-        Raises InputError for inputs that cannot be used, and for counts and alpha out of range.
+        Raises InputError for inputs that cannot be used, and for counts and alpha out of range;
+        ModelError for a model that gives NaN.
         """
         _check(x, min(n, n0), alpha)
         chosen = [counts.argmax(1) for _, counts in self._counts(x, n0, seed, 0, ids)]
@@ -147,6 +148,11 @@ class Smoothed(Defended):
                     noise = rng.at(ids[part], step).normal((size, *x.shape[1:]), x.dtype)
                     many = (x[part][:, None] + self.sigma * noise).flatten(0, 1)
                     scores = self.held.scores(many)
+                    if bool(scores.isnan().any()):
+                        raise ModelError(
+                            "the model gives NaN under noise: a vote of it certifies nothing. Look "
+                            f"at inputs with noise of {self.sigma:g}"
+                        )
                     hot = F.one_hot(scores.argmax(1), scores.shape[1]).view(len(part), size, -1)
                     counts = hot.sum(1) if counts is None else counts + hot.sum(1)
                 assert counts is not None

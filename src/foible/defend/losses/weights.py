@@ -13,6 +13,7 @@ from foible.attacks.base import Attack
 from foible.core.errors import InputError, KindError
 from foible.defend.batch import Batch
 from foible.defend.losses.base import Loss
+from foible.models.holding import TorchModel
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class WeightPerturbation(Loss):
     def against(self) -> Attack | None:
         """The attack of the loss."""
         return self.loss.against
+
+    def withstands(self, model: TorchModel, x: Tensor, y: Tensor) -> Tensor | None:
+        """Judge as the loss does."""
+        return self.loss.withstands(model, x, y)
 
     def prepare(self, net: nn.Module) -> nn.Module:
         """Prepare as the loss does."""

@@ -57,8 +57,8 @@ def load(folder: Path, identity: str) -> dict[str, Any] | None:
         ) from error
     if schema != SCHEMA or found != identity:
         raise LogError(
-            f"{path} is of another training (net, data, loss, epochs or settings differ): give "
-            "another folder, or move it away to start again"
+            f"{path} is of another training (net, data, loss, epochs, settings or the number "
+            "of processes differ): give another folder, or move it away to start again"
         )
     return state
 

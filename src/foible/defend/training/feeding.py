@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -84,14 +84,7 @@ class Loader:
     def batches(self, seed: int, share: Share, start: int = 0) -> Iterator[Fed]:
         """Yield one epoch's batches from the `start`-th on; those before are read and left."""
         seen = 0
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # a loader that shuffles draws from it
-            own = getattr(self.loader, "generator", None)
-            if own is not None:
-                own.manual_seed(seed)
-            found = iter(self.loader)
-            first = list(islice(found, 1))  # samplers draw when they are first asked
-        for number, one in enumerate(chain(first, found)):
+        for number, one in enumerate(self._seeded(seed)):
             step, whose = divmod(number, share.world)
             if step >= self.steps(share):
                 return
@@ -100,6 +93,23 @@ class Loader:
             seen += len(y)
             if whose == share.rank and step >= start:
                 yield Fed(x, y, ids, tuple(extras))
+
+    def _seeded(self, seed: int) -> Iterator[Any]:
+        """Yield what the loader does, each batch from a random state of its own."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # a loader that shuffles draws from it
+            own = getattr(self.loader, "generator", None)
+            if own is not None:
+                own.manual_seed(seed)
+            found = iter(self.loader)
+            batch = list(islice(found, 1))  # samplers draw when they are first asked
+        number = 0
+        while batch:
+            yield batch[0]
+            number += 1
+            with torch.random.fork_rng(devices=[]):  # a data set that augments draws from it
+                torch.default_generator.manual_seed((seed * 1_000_003 + number) & (2**62 - 1))
+                batch = list(islice(found, 1))
 
 
 def feed(data: Any, batch: int, extras: int) -> Tensors | Loader:
@@ -115,7 +125,7 @@ def feed(data: Any, batch: int, extras: int) -> Tensors | Loader:
                 f"the data hold {' and '.join(str(len(p)) for p in data)} samples: give as many "
                 "labels as inputs, and at least one"
             )
-        return Tensors(data, batch)
+        return Tensors([part.detach() for part in data], batch)
     if isinstance(data, torch.utils.data.Dataset):
         data = torch.utils.data.DataLoader(data, batch, shuffle=True)
     if not (isinstance(data, Iterable) and isinstance(data, Sized)):
@@ -143,7 +153,9 @@ def _parts(one: Any) -> tuple[Tensor, ...]:
 def check_fed(fed: Fed, extras: int) -> None:
     """Refuse a batch that the loss or the model cannot use."""
     _count(len(fed.extras), extras)
-    if fed.y.is_floating_point() or fed.y.dim() != 1 or len(fed.y) != len(fed.x):
+    if not fed.x.is_floating_point():
+        raise InputError(f"x has dtype {fed.x.dtype}: convert it, e.g. x.float() / 255")
+    if fed.y.dtype != torch.int64 or fed.y.dim() != 1 or len(fed.y) != len(fed.x):
         raise InputError(
             f"labels have dtype {fed.y.dtype} and shape {tuple(fed.y.shape)} for {len(fed.x)} "
             "inputs: give one class number a sample, int64 (B,)"

@@ -20,6 +20,7 @@ from foible.defend.training.history import Epoch
 from foible.defend.training.identity import run_identity
 from foible.defend.training.settings import Settings
 from foible.defend.training.showing import Showing
+from foible.defend.training.stopping import Stopping
 from foible.defend.training.validating import Validation
 from foible.models.holding import TorchModel, as_model
 
@@ -50,7 +51,8 @@ def train(
     Raises InputError or KindError for data, labels or settings that cannot be used; ModelError when
     the loss is not finite, with the batch it happened in; LogError for a folder that holds another
     training or a disk that is full. A finished checkpoint stays valid through all of them, and
-    through Ctrl-C, which writes one more.
+    through Ctrl-C, which ends the step in progress and writes one more; a second Ctrl-C stops at
+    once and writes none.
 
     >>> import foible, torch
     >>> x, y = torch.rand(64, 3), torch.arange(64) % 2
@@ -98,11 +100,13 @@ class Training:
         self.settings = settings or Settings()
         self.loss, self.epochs, self.out = loss, epochs, out
         self.fed: Tensors | Loader = feed(data, self.settings.batch, loss.extras)
-        self.identity = run_identity(held, data, loss, epochs, self.settings)
+        told = run_identity(held, data, loss, epochs, self.settings)
         if valid is None and isinstance(self.fed, Tensors):
             self.fed, valid = self.fed.split(self.settings.hold_out, self.settings.seed)
         self.devices = Devices(self.settings.precision)
         self.share = Share(self.devices.rank, self.devices.world)
+        # Steps are counted in batches of all processes: other numbers of them, another training.
+        self.identity = told if self.share.world == 1 else f"{told} on {self.share.world}"
         self.per_epoch = self.fed.steps(self.share)
         if self.per_epoch == 0:
             raise InputError("fewer samples than processes: there is no step to take")
@@ -131,6 +135,8 @@ class Training:
         self.rows: list[Epoch] = []
         self.epoch, self.position, self.step = 0, 0, 0
         self.total, self.spent = 0.0, 0.0
+        self.classes = 0  # not asked yet
+        self.whole = True  # between two steps, where a checkpoint may be written
         self.validation = None if valid is None else Validation(valid, self.loss, settings)
 
     # --- the loop
@@ -143,30 +149,36 @@ class Training:
             if state is not None:
                 self._restore(state)
         self.began = self.saved = time.monotonic()
-        with Showing(self.epochs, self.per_epoch, self.devices.main) as showing:
+        with Showing(self.epochs, self.per_epoch, self.devices.main) as showing, Stopping() as stop:
             showing.at(self.epoch, self.position, self.rows)
             try:
                 while self.epoch < self.epochs and not self._over():
-                    self._epoch(showing)
+                    self._epoch(showing, stop)
             except KeyboardInterrupt:
-                self._save()
+                if self.whole:  # half a step is no place to go on from
+                    self._save()
                 raise
         return self._finish()
 
-    def _epoch(self, showing: Showing) -> None:
+    def _epoch(self, showing: Showing, stop: Stopping) -> None:
         seed = self._seed(self.epoch)
         for fed in self.fed.batches(seed, self.share, self.position):
-            if self.step == 0:
-                check_fed(fed, self.loss.extras)
+            check_fed(fed, self.loss.extras)
+            self.whole = False
             self._batch(fed, seed)
             self.position += 1
+            self.whole = True
             showing.at(self.epoch, self.position, self.rows)
+            stop.check()
             if time.monotonic() - self.saved >= self.settings.save_seconds:
                 self._save()
+        self.whole = False
         self._validate()
         self.epoch, self.position, self.total = self.epoch + 1, 0, 0.0
+        self.whole = True
         showing.at(self.epoch, 0, self.rows)
         self._save()
+        stop.check()
 
     def _batch(self, fed: Fed, seed: int) -> None:
         to = self.devices.to
@@ -175,8 +187,7 @@ class Training:
             self.model, x, to(fed.y), ids, tuple(to(e) for e in fed.extras), seed,
             self.step / (self.epochs * self.per_epoch), self.memory,
         )  # fmt: skip
-        if self.step == 0:
-            self._check_labels(batch)
+        self._check(fed, batch)
         if self.settings.augment is not None:
             low, high = self.model.bounds
             batch.x = self.settings.augment(x, batch.draw(17)).clamp(low, high)
@@ -263,19 +274,24 @@ class Training:
         shown.net = self.loss.finish(shown.net).eval()
         return shown
 
-    def _check_labels(self, batch: Batch) -> None:
-        low, high = self.model.bounds
-        with self.model.session(), torch.no_grad():
-            classes = self.model.scores(batch.x[:1]).shape[1]
-        every = self.fed.parts[1] if isinstance(self.fed, Tensors) else batch.y
-        if int(every.min()) < 0 or int(every.max()) >= classes:
+    def _check(self, fed: Fed, batch: Batch) -> None:
+        """Refuse labels and inputs out of range: of tensors all, of a loader batch by batch."""
+        first = self.classes == 0
+        if first:
+            with self.model.session(), torch.no_grad():
+                self.classes = self.model.scores(batch.x[:1]).shape[1]
+        elif isinstance(self.fed, Tensors):
+            return
+        x, y = self.fed.parts[:2] if isinstance(self.fed, Tensors) else (fed.x, fed.y)
+        if int(y.min()) < 0 or int(y.max()) >= self.classes:
             raise InputError(
-                f"labels go from {int(every.min())} to {int(every.max())} and the net has classes "
-                f"0 to {classes - 1}: check the label encoding"
+                f"labels go from {int(y.min())} to {int(y.max())} and the net has classes "
+                f"0 to {self.classes - 1}: check the label encoding"
             )
-        if float(batch.x.min()) < low - 1e-6 or float(batch.x.max()) > high + 1e-6:
+        low, high = self.model.bounds
+        if float(x.min()) < low - 1e-6 or float(x.max()) > high + 1e-6:
             raise InputError(
-                f"inputs go from {float(batch.x.min()):g} to {float(batch.x.max()):g} and the "
+                f"inputs go from {float(x.min()):g} to {float(x.max()):g} and the "
                 f"model's bounds are {(low, high)}: give bounds (and preprocess) to foible.wrap"
             )
 
@@ -289,7 +305,7 @@ class Training:
         if self.out is None or not self.devices.main:
             return
         net = self.model.net.state_dict()
-        if not checkpoints.finite(net):
+        if not self._finite():
             return  # the next loss will be NaN and tells; the last good checkpoint stays
         checkpoints.save(self.out, {
             "identity": self.identity, "epoch": self.epoch, "position": self.position,
@@ -300,6 +316,10 @@ class Training:
             "rows": [asdict(row) for row in self.rows],
         })  # fmt: skip
         history.write(self.out, self.rows)
+
+    def _finite(self) -> bool:
+        """Say whether the weights are finite; a buffer, as a mask, may hold an infinity."""
+        return checkpoints.finite(dict(self.model.net.named_parameters()))
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.model.net.load_state_dict(state["net"])
@@ -315,6 +335,11 @@ class Training:
         self.total, self.spent = state["total"], state["seconds"]
 
     def _finish(self) -> nn.Module:
+        if self.best is None and not self._finite():
+            raise ModelError(  # no loss was looked at after the last step
+                f"the weights are not finite after the last step, {self.step}: there is no net to "
+                "hand out. Lower Settings(lr=...), or clip gradients in your optimiser"
+            )
         model = self._shown(self.average if self.best is None else self.best)
         if self.out is not None and self.devices.main:
             from safetensors.torch import save_model
