@@ -15,6 +15,7 @@ from command_line import call, environment, refused
 
 import foible
 from foible.audit import catalogue
+from foible.core.errors import InputError
 from foible.detect import load
 
 
@@ -30,6 +31,29 @@ def test_fit_then_evaluate(tmp_path: Path) -> None:
     worth = json.loads(told.read_text())
     assert worth["ways"][0]["kind"] == "same" and worth["ways"][0]["n"] > 20
     assert worth["ways"][-1]["caught"][0] is not None
+
+
+def test_what_is_measured_by_default_was_not_fitted_to(tmp_path: Path, monkeypatch) -> None:
+    seen: dict[str, torch.Tensor] = {}
+
+    def fit(self, model, clean, attack=None, *, seed=0):
+        seen["fit"] = clean[0]
+        raise InputError("far enough")
+
+    def measured(watch, model, data, threat, *, seed):
+        seen["evaluate"] = data[0]
+        raise InputError("far enough")
+
+    path = tmp_path / "watch"
+    x, y = foible.zoo.sample()
+    foible.detect.squeezed((3,)).fit(foible.zoo.load("standard"), (x[:50], y[:50])).save(path)
+    monkeypatch.setattr(foible.detect.Detector, "fit", fit)
+    monkeypatch.setattr(foible.detect, "evaluate", measured)
+    assert "far enough" in refused("detect", "fit", "squeezed", "--out", path)
+    assert "far enough" in refused("detect", "evaluate", path, "--samples", 1000, "--seed", 5)
+    one, two = seen["fit"], seen["evaluate"]
+    assert (len(one), len(two)) == (600, 400)
+    assert float(torch.cdist(one.flatten(1), two.flatten(1)).min()) > 0.01
 
 
 def test_mistakes_are_told(tmp_path: Path) -> None:

@@ -105,9 +105,10 @@ def test_the_radius_by_hand() -> None:
 
 
 def test_it_is_cohens_algorithm_written_slowly() -> None:
-    net, x = filled(SmallNet(4), 5, 2.0).eval(), rand(4, 1, 6, 6, seed=1)
-    n0, n, alpha = 30, 250, 0.05
-    found = defend.randomized_smoothing(net, SIGMA).certify(x, n0, n, alpha, seed=3)
+    net, x = filled(SmallNet(4), 5, 4.0).eval(), rand(4, 1, 6, 6, seed=1)
+    n0, n, alpha, sigma = 30, 250, 0.05, 1.0
+    found = defend.randomized_smoothing(net, sigma).certify(x, n0, n, alpha, seed=3)
+    assert len(set(found.radii.tolist())) == 4  # not all draws agree, or any draws would do
 
     def count(image: Tensor, place: int, stream: int, draws: int) -> list[int]:
         counts, piece = [0] * 4, min(100, draws)
@@ -115,7 +116,7 @@ def test_it_is_cohens_algorithm_written_slowly() -> None:
             size = min(piece, draws - start)
             draw = Rng(3).split(stream).at(torch.tensor([place]), step)
             for noise in draw.normal((size, 1, 6, 6))[0]:
-                counts[int(net(image[None] + SIGMA * noise[None]).argmax())] += 1
+                counts[int(net(image[None] + sigma * noise[None]).argmax())] += 1
         return counts
 
     with torch.no_grad():
@@ -129,8 +130,23 @@ def test_it_is_cohens_algorithm_written_slowly() -> None:
                     (middle, high) if tail_by_hand(hits, n, middle) < alpha else (low, middle)
                 )
             assert int(found.labels[place]) == (label if low > 0.5 else -1)
-            radius = SIGMA * float(torch.special.ndtri(torch.tensor(low, dtype=torch.float64)))
+            radius = sigma * float(torch.special.ndtri(torch.tensor(low, dtype=torch.float64)))
             assert float(found.radii[place]) == pytest.approx(max(0.0, radius), abs=1e-9)
+
+
+def test_a_prediction_needs_a_two_sided_test_of_the_two_likeliest(monkeypatch) -> None:
+    from scipy.stats import binomtest
+
+    counts = torch.tensor([[16, 4, 0], [17, 3, 0], [3, 0, 17], [12, 4, 4], [40, 20, 30]])
+    model = defend.randomized_smoothing(nn.Linear(2, 3), SIGMA)
+    monkeypatch.setattr(model, "_counts", lambda *_: iter([(torch.arange(5), counts)]))
+    for alpha in (0.2, 0.05, 0.01, 0.005):
+        want = []
+        for row in counts:
+            (a, b), (label, _) = (part.tolist() for part in row.topk(2))
+            want.append(label if binomtest(a, a + b, 0.5).pvalue <= alpha else -1)
+        assert model.predict(torch.zeros(5, 2), alpha=alpha).tolist() == want
+    assert -1 in want and max(want) >= 0
 
 
 def test_noise_belongs_to_the_sample_and_no_trace_is_left() -> None:

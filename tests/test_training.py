@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -114,6 +116,34 @@ def test_trades_is_its_formula() -> None:
         bool((loss(batch) >= cross_entropy(held, y)).all())
         and float((p - q).detach().abs().max()) > 1e-4
     )
+
+
+def test_trades_learns_as_the_authors_code_does_and_climbs_its_divergence() -> None:
+    """KL(clean || moved) in that order, in the search too, and learnt from through both."""
+    from foible.defend.losses import Divergence
+
+    x, y = data(10)
+    steep = net(torch.float64)
+    with torch.no_grad():
+        steep[3].weight *= 30  # else both orders nearly agree
+    model = foible.wrap(steep)
+    batch = Batch(model, x.double(), y, torch.arange(10))
+    held, now = model(batch.x), model(batch.x.flip(0))
+    view = SimpleNamespace(rows=SimpleNamespace(scores=held), scores=now)
+    theirs = nn.functional.kl_div(now.log_softmax(1), held.softmax(1), reduction="none").sum(1)
+    torch.testing.assert_close(Divergence()(view), theirs)
+    other = nn.functional.kl_div(held.log_softmax(1), now.softmax(1), reduction="none").sum(1)
+    assert float((theirs - other).detach().abs().max()) > 1e-4
+
+    adv = batch.craft(replace(attack(), objective=Divergence()), scores=held.detach())
+    robust = nn.functional.kl_div(
+        model(adv).log_softmax(1), model(batch.x).softmax(1), reduction="sum"
+    )
+    wanted = nn.functional.cross_entropy(held, y, reduction="sum") + 3 * robust
+    weights = tuple(model.net.parameters())
+    got = torch.autograd.grad(trades(attack(), 3.0)(batch).sum(), weights)
+    for one, two in zip(got, torch.autograd.grad(wanted, weights), strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def test_fgsm_training_is_equation_15() -> None:

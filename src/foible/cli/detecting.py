@@ -50,8 +50,11 @@ def fit(
     eps: EpsOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Fixes all randomness.")] = 0,
 ) -> None:
-    """Fit a detector to a model and write it; adversarials to learn from are PGD's."""
-    held, x, y = _given((model, weights, bounds, mean, std, outputs), data, seed)
+    """Fit a detector to a model and write it; adversarials to learn from are PGD's.
+
+    Without --model and --data it is fitted to six in ten of the bundled test images.
+    """
+    held, x, y = _given((model, weights, bounds, mean, std, outputs), data, seed, fitting=True)
     watch = _named(name).fit(held, (x, y), attack=_attack(held, eps), seed=seed)
     watch.save(out)
     level = watch.threshold(0.05)
@@ -81,7 +84,8 @@ def evaluate(
 ) -> None:
     """Say what a detector is worth: same attack, smaller, others, and one that knows it.
 
-    Give samples that it was not fitted to.
+    Give samples that it was not fitted to. Without --model and --data they are the bundled test
+    images that `foible detect fit` leaves out without --data.
     """
     from foible.detect import evaluate as measured
     from foible.detect.watching import load
@@ -96,12 +100,20 @@ def evaluate(
 
 
 def _given(
-    options: tuple[Any, ...], data: str | None, seed: int, samples: int | None = None
+    options: tuple[Any, ...],
+    data: str | None,
+    seed: int,
+    samples: int | None = None,
+    *,
+    fitting: bool = False,
 ) -> tuple[TorchModel, Tensor, Tensor]:
+    import torch
+
     from foible.audit.sources import check_fit, load_data
     from foible.core.errors import InputError
 
     model, *rest = options
+    bundled = model is None and data is None
     if model is None:
         refuse_model_options(*rest)
         data = data or "zoo:sample"
@@ -109,9 +121,15 @@ def _given(
         raise InputError("--data is missing: give clean samples of what the model is for")
     held = loaded(model_table(model or "zoo:standard", *rest))
     x, y, _ = load_data(
-        data, samples, seed, model=held, note=lambda text: typer.echo(f"note: {text}", err=True)
-    )
+        data, None if bundled else samples, seed, model=held,
+        note=lambda text: typer.echo(f"note: {text}", err=True),
+    )  # fmt: skip
     check_fit(held, x, y, data)
+    if bundled:  # what is fitted and what is measured share no sample, whatever the seeds
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+        cut = int(0.6 * len(x))
+        part = (order[:cut] if fitting else order[cut:][:samples]).sort().values
+        x, y = x[part], y[part]
     return held, x, y
 
 

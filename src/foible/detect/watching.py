@@ -84,7 +84,7 @@ class Detector:
         clean: x (N, *shape) and true labels y (N,). Six tenths, chosen by the seed, are learnt
         from; the rest, of what the model gets right, sets the levels and is seen by nothing else.
         attack: makes the adversarials that a supervised head learns from, of which those count that
-        truly fool the model. adversarial: (M, *shape) in its place. A full-run attack
+        truly fool the model. adversarial: (M, *shape) in its place, all of which count. A full-run attack
         (stop="never") is the one to learn from: what barely fools is another thing to detect.
 
         Raises InputError where a supervised head gets no adversarials, or the data are too few.
@@ -151,6 +151,12 @@ class Detector:
             return x[:0]
         if adversarial is not None:
             check_inputs(adversarial)
+            check_bounds(adversarial, model.bounds)
+            if adversarial.shape[1:] != x.shape[1:]:
+                raise InputError(
+                    f"adversarials have shape {tuple(adversarial.shape[1:])} and clean inputs "
+                    f"{tuple(x.shape[1:])}: give what was made of such inputs"
+                )
             bad = adversarial.to(x)
         elif attack is not None:
             result = attack(model, x, y, seed=seed)
