@@ -164,11 +164,11 @@ def knows(worth: Worth, table: Section, name: str) -> None:
     """The bars of the adaptive attack: half of the detector gone, the model still fooled."""
     last, same = worth.way("adaptive"), worth.way("same")
     if last.fooled is None or last.caught[0] is None or same.caught[0] is None:
-        table.add(f"{name}-adaptive", "adaptive: no gradient", None, "none", "reported")
+        table.add(f"{name}-knowing", "adaptive: no gradient", None, "none", "reported")
         return
     what = f"caught at 5 % by the adaptive attack, over the same attack's {percent(same.caught[0])}"
-    table.bar(f"{name}-adaptive", what, last.caught[0] / max(same.caught[0], 1e-9), "<=", 0.5)
-    table.bar(f"{name}-adaptive-fools", "% that it still fools", 100 * last.fooled, ">=", 80)
+    table.bar(f"{name}-knowing", what, last.caught[0] / max(same.caught[0], 1e-9), "<=", 0.5)
+    table.bar(f"{name}-knowing-fools", "% that it still fools", 100 * last.fooled, ">=", 80)
 
 
 def ground(how: Setting) -> Ground:

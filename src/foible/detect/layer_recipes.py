@@ -112,7 +112,7 @@ def local_dimension(layers: Layers = 3, neighbours: int = 20, reference: int = 2
 
 
 def magnet(
-    temperatures: tuple[float, ...] = (1.0, 10.0, 40.0), epochs: int = 40, width: int = 8
+    temperatures: tuple[float, ...] = (1.0, 10.0, 40.0), epochs: int = 100, width: int = 8
 ) -> Detector:
     """Return MagNet's detectors (T7, Meng and Chen 2017).
 

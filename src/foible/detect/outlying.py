@@ -46,7 +46,7 @@ def outlier_class(
     net: a trained torch module with K classes, bare or wrapped; it stays as it is. Its copy gets
     one more output at its last linear layer and goes on learning. data: (x, y) clean, which keep
     their labels. attack: makes one adversarial of each on the given net, once; those that fool it
-    are of class K. epochs, settings: of `foible.defend.train`; the learning rate is 1e-3 unless
+    are of class K. epochs, settings: of `foible.defend.train`; the learning rate is 3e-4 unless
     settings say otherwise. What is returned takes what net.net takes.
 
     Class K is detection: `Detector("outlier", LastClass(), Largest(normed=False))` is a detector of
@@ -80,7 +80,7 @@ def outlier_class(
     inputs = torch.cat([x, result.x[fools]])
     labels = torch.cat([y, torch.full((int(fools.sum()),), classes, dtype=y.dtype).to(y)])
     return train(
-        wider, (inputs, labels), plain(), epochs, settings=settings or Settings(lr=1e-3, seed=seed)
+        wider, (inputs, labels), plain(), epochs, settings=settings or Settings(lr=3e-4, seed=seed)
     )
 
 

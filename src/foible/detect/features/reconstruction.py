@@ -25,7 +25,7 @@ class Reconstruction(Feature):
     """
 
     temperatures: tuple[float, ...] = (1.0, 10.0, 40.0)
-    epochs: int = 40
+    epochs: int = 100
     width: int = 8
     noise: float = 0.1
 
