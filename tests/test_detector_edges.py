@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from test_detect import watch_of
 
 import foible
 from foible.core.errors import InputError, LogError
-from foible.detect import Detector, Largest, Network, Watch, load
+from foible.detect import Detector, Largest, Network, Watch, crafted, evading, load
 from foible.detect.features import Pixels
 
 
@@ -70,3 +71,26 @@ def test_a_levels_interval_holds_the_true_one_as_often_as_it_says(n: int, fpr: f
         alarms += (1 - level.value) / trials
     assert 0.94 <= held / trials < 0.995
     assert alarms == pytest.approx((fpr * n + 1) / (n + 1), rel=0.1)
+
+
+def test_the_adaptive_objective_is_its_formula(monkeypatch) -> None:
+    """The margin in units of the clean one up to `safe`, and what is missing below the level."""
+    scores = torch.tensor([[2.0, 1.5, 0.0], [0.0, 1.0, 0.2], [1.0, 1.1, 3.0]])
+    clean = torch.tensor([[4.0, 2.0, 0.0], [1.0, 0.0, 0.0], [5.0, 1.0, 0.0]])
+    seen = torch.tensor([0.9, 0.4, 0.62])
+    rows = SimpleNamespace(y=torch.tensor([0, 0, 0]), target=None, scores=clean)
+    monkeypatch.setattr(evading, "suspicion", lambda *_, **how: seen if how["soft"] else None)
+    levels = torch.linspace(0, 1, 101).double()  # 0.8 from their first tenth to their last
+    watch = Watch(Detector("any", Pixels(), Largest()), {"levels": levels})
+    objective = evading.Evading(watch, 0.6, weight=3.0, safe=0.3, below=0.2)
+    margin = torch.tensor([-0.5 / 2.0, 0.3, 0.3])  # 1 / 1 and 2 / 4 are more than is asked for
+    hidden = torch.tensor([-0.3 / 0.8, 0.2, -0.02 / 0.8])
+    got = objective(SimpleNamespace(rows=rows, scores=scores, labels=scores.argmax(1)))
+    torch.testing.assert_close(got, margin + 3.0 * hidden)
+
+
+def test_the_smaller_way_is_smaller() -> None:
+    net, x, y, _ = watch_of(n=60)
+    made = crafted(net, (x[:20], y[:20]), foible.Linf(0.2))
+    far = [float((one.result.x - x[:20]).abs().max()) for one in made[:3]]
+    assert far == pytest.approx([0.2, 0.05, 0.2], rel=1e-4)

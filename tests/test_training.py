@@ -184,6 +184,35 @@ def test_the_best_epoch_is_handed_out_and_patience_ends_it(tmp_path: Path) -> No
     assert drawn.startswith('<svg xmlns="http://www.w3.org/2000/svg"') and "epoch" in drawn
 
 
+def test_the_average_of_the_weights_is_by_hand_and_is_what_is_validated(tmp_path: Path) -> None:
+    x, y = data(12)
+    x = x.double()
+    settings = Settings(batch=12, average=0.4, hold_out=0, optimiser=sgd, schedule=constant)
+    made = train(net(torch.float64), (x, y), plain(), 9, settings=settings)
+    twin = net(torch.float64)
+    mean = [p.detach().clone() for p in twin.parameters()]
+    for step in range(1, 10):
+        loss = nn.functional.cross_entropy(twin(x), y)
+        grads = torch.autograd.grad(loss, list(twin.parameters()))
+        decay = min(0.4, (1 + step) / (10 + step))
+        for p, m, g in zip(twin.parameters(), mean, grads, strict=True):
+            p.data -= 0.5 * g
+            m.copy_(decay * m + (1 - decay) * p.detach())
+    for p, m in zip(made.parameters(), mean, strict=True):
+        torch.testing.assert_close(p, m, rtol=1e-12, atol=1e-12)
+
+    def shown(average: float) -> tuple[list[float], float]:
+        settings = Settings(batch=16, average=average, optimiser=sgd, schedule=constant)
+        folder = tmp_path / str(average)
+        made = train(net(), data(), plain(), 6, valid=data(), out=folder, settings=settings)
+        rows = (folder / "history.csv").read_text().splitlines()[1:]
+        right = float((made(data()[0]).argmax(1) == data()[1]).double().mean())
+        return [float(row.split(",")[4]) for row in rows], right
+
+    (told, found), (raw, _) = shown(0.999), shown(0.0)
+    assert max(told) == pytest.approx(found) and told != raw and raw[-1] > 0.5
+
+
 class Turning(Loss):
     """Cross-entropy in the first twentieth of the training, against it after."""
 

@@ -84,8 +84,9 @@ class Detector:
         clean: x (N, *shape) and true labels y (N,). Six tenths, chosen by the seed, are learnt
         from; the rest, of what the model gets right, sets the levels and is seen by nothing else.
         attack: makes the adversarials that a supervised head learns from, of which those count that
-        truly fool the model. adversarial: (M, *shape) in its place, all of which count. A full-run attack
-        (stop="never") is the one to learn from: what barely fools is another thing to detect.
+        truly fool the model. adversarial: (M, *shape) in its place, all of which count. A full-run
+        attack (stop="never") is the one to learn from: what barely fools is another thing to
+        detect.
 
         Raises InputError where a supervised head gets no adversarials, or the data are too few.
         """
