@@ -100,6 +100,7 @@ class Row:
     """One detector's sections: the four ways, and its own bars.
 
     knowing: how many images the adaptive attack is run on, where the ground's number costs much.
+    on: a ground of its own, with fewer images, where an input costs much.
     """
 
     title: str
@@ -107,10 +108,12 @@ class Row:
     bars: Bars
     note: str = ""
     knowing: int | None = None
+    on: Ground | None = None
 
 
 def four_ways(ground: Ground, name: str, row: Row) -> tuple[Section, Section]:
     """Fit, judge in four ways, and hold the figures against the row's own bars."""
+    ground = row.on or ground
     begun = time.process_time()
     watch = ground.fit(row.detector())
     fitting = time.process_time() - begun

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from common import Section, command_line, finish, header, percent, setting
 from detecting import BAR, THREAT, Ground, Row, area, caught, four_ways, ground, merged
+from detecting_maps import MAPS, OTHERS
 from torch import Tensor
 
 import foible
@@ -210,8 +211,9 @@ ROWS = merged(
             "Local intrinsic dimensionality", detect.local_dimension, reference
         ),
     },
+    MAPS,
 )  # fmt: skip
-ALONE = {"outlier_class": outliers, "mmd": samples}
+ALONE = {"outlier_class": outliers, "mmd": samples, **OTHERS}
 ORDER = [part for name in ROWS for part in (name, f"{name}-bars")] + list(ALONE)
 
 

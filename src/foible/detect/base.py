@@ -34,6 +34,11 @@ class Feature(ABC):
         """How many points it looks at for an input."""
         return 1
 
+    @property
+    def held(self) -> int:
+        """How many of these points an input holds at once, off the graph: chunks are cut by it."""
+        return self.looks
+
     def soft(self) -> Feature:
         """Return what a search follows in its place: smoother, or cheaper; it reads one state."""
         return self
@@ -97,7 +102,7 @@ def gathered(feature: Feature, oracle: Oracle, rows: Rows, state: State, draw: D
     """Return a feature (N, *shape) of many rows, whose y is explained, off the graph, in chunks."""
     found = [
         feature(oracle, rows.take(part), state, draw.take(part)).detach()
-        for part in chunks(oracle, rows, feature.looks)
+        for part in chunks(oracle, rows, feature.held)
     ]
     return torch.cat(found)
 

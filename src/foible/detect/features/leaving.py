@@ -94,6 +94,11 @@ class LeavingOut(Feature):
         """About one a feature; how many an input has is not known before it is seen."""
         return 784 if self.pixels is None else self.pixels
 
+    @property
+    def held(self) -> int:
+        """A few: points come in blocks, and what is kept of them are their units."""
+        return min(32, self.looks)
+
     def soft(self) -> Feature:
         """Return the same over a few features, others at every step of a search."""
         return replace(self, pixels=self.sketch) if self.pixels is None else self
@@ -119,9 +124,9 @@ class LeavingOut(Feature):
         flat, place = rows.x.flatten(1), which.reshape(-1)
         for part in torch.arange(len(place), device=flat.device).split(oracle.chunk(rows.x)):
             row = part // count
-            points = flat.index_select(0, row).scatter(1, place[part, None], self.baseline)
-            asked = rows.take(row)
+            points = flat.index_select(0, row).scatter_(1, place[part, None], self.baseline)
             at = points.view(len(row), *rows.shape)
+            asked = Rows(rows.index[row], rows.id[row], at, rows.y[row])
             if layers:
                 scores, kept = oracle.readings(at, asked, layers, pooled)
             else:

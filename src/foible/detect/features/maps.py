@@ -56,6 +56,11 @@ class Maps(Feature):
         """Those of all explainers."""
         return sum(explainer.looks for explainer in self.explainers)
 
+    @property
+    def held(self) -> int:
+        """One: explainers come one after another, and cut what they look at into blocks."""
+        return 1
+
     def soft(self) -> Feature:
         """Return the maps of the softplus twin."""
         return replace(self, beta=10.0) if self.differentiable and self.beta is None else self

@@ -49,6 +49,11 @@ class Template(Feature):
         """As the maps'."""
         return self.maps.looks
 
+    @property
+    def held(self) -> int:
+        """As the maps."""
+        return self.maps.held
+
     def soft(self) -> Feature:
         """Return the distance of the smoothed maps, from the same templates."""
         maps = self.maps.soft()
