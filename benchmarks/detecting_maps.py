@@ -304,6 +304,7 @@ def note(fits: int, few: int, knowing: int, more: str = "") -> str:
 def row(title: str, make: object, bars: object, sizes: tuple[int, int, int], **more: object) -> Row:
     mixed = bool(more.get("mixed", False))
     told = " Fitted to FGSM, PGD and C&W, a third each." if mixed else ""
+    told += str(more.get("told", ""))
     fits, few, knowing = sizes
     on = own(few, knowing, fits, mixed)
     return Row(title, make, bars, note(*sizes, told), knowing, on)  # type: ignore[arg-type]
@@ -314,13 +315,15 @@ def own(few: int, knowing: int, fits: int, mixed: bool) -> Fewer:
     return Fewer(few, knowing, fits, mixed)
 
 
+GREW = " With fewer images to fit on the AUC on PGD missed its bar; the number was raised then."
+SEEN = " Saliency was chosen among seven explainers on images that are judged here."
 MAPS = {
     "saliency_detector": row("The input and its saliency (T8)", detect.saliency_detector, t8,
-                             (1200, 120, 30)),
+                             (1200, 120, 30), told=GREW),
     "ml_loo": row("ML-LOO (T9)", detect.ml_loo, t9, (150, 50, 10)),
     "shap_signatures": row("SHAP signatures (T10)", detect.shap_signatures, t10, (500, 120, 30)),
-    "x_ensemble": row("X-Ensemble (T11)", detect.x_ensemble, t11, (1500, 80, 20), mixed=True),
-    "mask_detector": row("Masks (T13)", detect.mask_detector, t13, (850, 80, 0)),
-    "class_template": row("A class's template (S13)", detect.class_template, s13, (500, 120, 30)),
+    "x_ensemble": row("X-Ensemble (T11)", detect.x_ensemble, t11, (1500, 80, 20), mixed=True, told=GREW),
+    "mask_detector": row("Masks (T13)", detect.mask_detector, t13, (850, 80, 0), told=GREW),
+    "class_template": row("A class's template (S13)", detect.class_template, s13, (500, 120, 30), told=SEEN),
 }  # fmt: skip
 OTHERS = {"surrogate_detector": t12, "explanation_costs": costs}
