@@ -322,8 +322,10 @@ MAPS = {
                              (1200, 120, 30), told=GREW),
     "ml_loo": row("ML-LOO (T9)", detect.ml_loo, t9, (150, 50, 10)),
     "shap_signatures": row("SHAP signatures (T10)", detect.shap_signatures, t10, (500, 120, 30)),
-    "x_ensemble": row("X-Ensemble (T11)", detect.x_ensemble, t11, (1500, 80, 20), mixed=True, told=GREW),
+    "x_ensemble": row("X-Ensemble (T11)", detect.x_ensemble, t11, (1500, 80, 20), mixed=True,
+                      told=GREW),
     "mask_detector": row("Masks (T13)", detect.mask_detector, t13, (850, 80, 0), told=GREW),
-    "class_template": row("A class's template (S13)", detect.class_template, s13, (500, 120, 30), told=SEEN),
+    "class_template": row("A class's template (S13)", detect.class_template, s13, (500, 120, 30),
+                          told=SEEN),
 }  # fmt: skip
 OTHERS = {"surrogate_detector": t12, "explanation_costs": costs}
