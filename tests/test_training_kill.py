@@ -77,7 +77,9 @@ def test_ctrl_c_ends_the_step_and_the_same_call_goes_on_to_the_same_bits(tmp_pat
     """With a batch norm, whose running means a half step would leave moved; 6 steps an epoch."""
     settings = Settings(batch=16, save_seconds=1e9)
     normed = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), net()[1], net()[3])
-    whole = train(normed, data(), Interrupted(-1), 2, settings=settings)
+    through = Interrupted(-1)
+    whole = train(normed, data(), through, 2, settings=settings)
+    assert len(set(through.drawn)) == 12  # each step has a random state of its own
     with pytest.raises(KeyboardInterrupt):
         train(normed, data(), Interrupted(at), 2, out=tmp_path, settings=settings)
     state = torch.load(tmp_path / checkpoints.NAME, weights_only=True)
@@ -90,7 +92,7 @@ class Interrupted(Loss):
     """Ctrl-C in the middle of a step, after a look at the batch."""
 
     def __init__(self, at: int) -> None:
-        self.at, self.steps = at, 0
+        self.at, self.steps, self.drawn = at, 0, list[float]()
 
     def __repr__(self) -> str:
         return "Interrupted"
@@ -100,7 +102,9 @@ class Interrupted(Loss):
         self.steps += 1
         if self.steps == self.at:
             os.kill(os.getpid(), signal.SIGINT)
-        return cross_entropy(batch.scores(batch.x), batch.y)
+        self.drawn.append(float(torch.rand(())))
+        known = batch.memory["known"] = batch.memory.get("known", 0) + 1
+        return cross_entropy(batch.scores(batch.x), batch.y) * known
 
 
 def test_half_a_step_is_not_saved(tmp_path: Path) -> None:
@@ -203,6 +207,23 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch) -
     held = checkpoints.load(tmp_path, "a")
     assert held is not None and held["step"] == 1
     assert [p.name for p in tmp_path.iterdir()] == [checkpoints.NAME]
+
+
+def test_a_disk_that_fills_up_at_the_history_is_told_too(tmp_path: Path, monkeypatch) -> None:
+    real = os.replace
+
+    def full(source: Path, target: Path) -> None:
+        if Path(target).suffix == ".csv":
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(LogError, match="history.csv could not be written.*No space"):
+        train(net(), data(), plain(), 1, out=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [checkpoints.NAME]
+    monkeypatch.undo()
+    train(net(), data(), plain(), 1, out=tmp_path)
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 2
 
 
 def test_a_damaged_or_foreign_checkpoint_is_told(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from foible.core.errors import LogError
+
 
 @dataclass(frozen=True)
 class Epoch:
@@ -33,14 +35,21 @@ class Epoch:
 
 
 def write(folder: Path, rows: Sequence[Epoch]) -> None:
-    """Write history.csv, whole or not at all."""
+    """Write history.csv, whole or not at all; raises LogError where the disk does not take it."""
     draft = folder / "history.csv.part"
-    with draft.open("w", newline="", encoding="utf-8") as file:
-        out = csv.writer(file)
-        out.writerow([f.name for f in fields(Epoch)])
-        for row in rows:
-            out.writerow(["" if v is None else v for v in asdict(row).values()])
-    os.replace(draft, folder / "history.csv")
+    try:
+        with draft.open("w", newline="", encoding="utf-8") as file:
+            out = csv.writer(file)
+            out.writerow([f.name for f in fields(Epoch)])
+            for row in rows:
+                out.writerow(["" if v is None else v for v in asdict(row).values()])
+        os.replace(draft, folder / "history.csv")
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise LogError(
+            f"history.csv could not be written to {folder} ({error.strerror or error}): make room "
+            "and run the same command again, which goes on from the checkpoint"
+        ) from error
 
 
 def read(held: Sequence[dict[str, Any]]) -> list[Epoch]:
