@@ -69,6 +69,21 @@ def test_it_goes_on_only_where_it_is_asked_to(here: Path) -> None:
     assert not (here / "r/report").exists()
 
 
+def test_the_report_is_of_the_norm_and_size_that_were_trained_against(here, monkeypatch) -> None:
+    seen = {}
+
+    def kept(models, data, out, *, plan, about):
+        seen["plan"], seen["n"] = plan, data[0][0].numel()
+        raise foible.FoibleError("enough")
+
+    monkeypatch.setattr(foible.audit, "run", kept)
+    for norm, size in (("linf", 0.02), ("l2", 0.5), ("L1", 2.0)):
+        asked = ["harden", "--model", "usercode:make", "--data", "usercode:data", "--norm", norm]
+        more = ("--epochs", "1", "--steps", "1", "--out", f"r{norm}")
+        assert "enough" in call(*asked, "--eps", size, *more, code=2)
+        assert seen["plan"].radius(norm.lower(), seen["n"]) == pytest.approx(size, rel=0.02)
+
+
 def test_every_named_loss_trains_a_net() -> None:
     from foible.defend import Settings, train
     from foible.defend.naming import LOSSES, Choice, named

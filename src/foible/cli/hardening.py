@@ -210,9 +210,11 @@ def _report(
     from foible.cli.auditing import tell
 
     norm, threat, seed = setting
-    size = threat.eps if norm.lower() == "linf" else None  # type: ignore[attr-defined]
-    low, high = held.bounds
-    plan = Plan.preset("quick", eps=size or Plan.preset().eps * (high - low), seed=seed)
+    # The plan derives the sizes of L2 and L1 from that of Linf: choose it so that the trained one
+    # comes out.
+    unit = Plan.preset(eps=1.0).radius(norm.lower(), shown[0][0].numel())
+    size = float(threat.eps) / unit  # type: ignore[attr-defined]
+    plan = Plan.preset("quick", eps=size, seed=seed)
     after = held.copied()
     after.net = made
     done = run(
