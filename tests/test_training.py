@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,11 @@ import foible
 from foible.core.errors import InputError, KindError
 from foible.defend import Batch, Loss, Settings, adversarial, fast, plain, trades, train
 from foible.defend.losses import cross_entropy
+from foible.defend.training.devices import Devices
 from foible.defend.training.feeding import Tensors, feed
 from foible.defend.training.history import Epoch
+from foible.defend.training.settings import Cosine
+from foible.defend.training.validating import Validation
 
 HERE = Path(__file__).resolve().parent
 
@@ -326,3 +330,23 @@ def test_data_are_held_out_by_the_seed_and_keep_their_ids() -> None:
 def test_an_epoch_is_worth_its_robust_accuracy() -> None:
     assert Epoch(1, 1, 0.0, 0.0, 0.9, 0.5, 0.0).worth == 0.5
     assert Epoch(1, 1, 0.0, 0.0, 0.9, None, 0.0).worth == 0.9
+
+
+def test_the_schedule_rises_over_a_twentieth_and_falls_as_a_cosine() -> None:
+    rate = Cosine(100)
+    assert [rate(k) for k in (0, 1)] == pytest.approx(
+        [0.2, 0.4 * 0.5 * (1 + math.cos(0.01 * math.pi))]
+    )
+    assert rate(4) == pytest.approx(0.5 * (1 + math.cos(0.04 * math.pi)))
+    assert rate(50) == pytest.approx(0.5) and rate(100) == pytest.approx(0, abs=1e-12)
+
+
+def test_what_is_misclassified_is_not_robust() -> None:
+    x, y = data(30)
+    made = train(net(), (x, y), plain(), 20, settings=Settings(batch=10, lr=0.02, hold_out=0))
+    wrong = torch.where(torch.arange(30) < 12, (y + 1) % 3, y)
+    loss = adversarial(foible.attacks.pgd(foible.Linf(1e-6), steps=1))
+    held = Validation((x, wrong), loss, Settings())
+    share = float((made(x).argmax(1) == wrong).double().mean())
+    assert held.accuracy(foible.wrap(made), Devices()) == pytest.approx((share, share))
+    assert 0.3 < share < 0.7
