@@ -54,7 +54,7 @@ class Plan:
     ) -> Plan:
         """Return a named plan: "quick" or "full".
 
-        Quick takes four to five minutes for both bundled models on two cores.
+        Quick takes two to five minutes for both bundled models on two cores.
 
         >>> Plan.preset("quick", eps=8 / 255).attacks[0]["name"]
         'random-linf'
