@@ -14,6 +14,7 @@ from audit_helpers import audit, no_page, numbers, read_only, small_disk
 
 from foible.audit import log as log_module
 from foible.audit.log import Log, write_atomically
+from foible.core import files as files_module
 from foible.core.errors import LogError
 
 __all__ = ["no_page"]  # a fixture
@@ -214,7 +215,8 @@ def test_a_folder_that_refuses_is_told(tmp_path: Path, monkeypatch, code: int, s
     def refuse(*args: Any, **more: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(log_module, "open", refuse, raising=False)
+    for module in (log_module, files_module):
+        monkeypatch.setattr(module, "open", refuse, raising=False)
     with pytest.raises(LogError, match=said) as error:
         Log(tmp_path)
     assert str(tmp_path) in str(error.value) and " 0 finished" not in str(error.value)

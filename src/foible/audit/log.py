@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from foible.core.errors import LogError
+from foible.core.files import replace_file
 
 SCHEMA = 1
 
@@ -112,16 +113,7 @@ class Log:
         from safetensors.torch import save
 
         path = self.tensors(key)
-        draft = path.with_suffix(".tmp")
-        try:
-            with open(draft, "wb") as file:
-                file.write(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        except OSError:
-            draft.unlink(missing_ok=True)
-            raise
+        replace_file(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -144,15 +136,9 @@ class Log:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace a file in one step, so that a kill leaves the old or the new one, never half."""
-    draft = path.with_name(path.name + ".tmp")
     try:
-        with open(draft, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        replace_file(path, data)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise _explain(error, path.parent) from error
 
 

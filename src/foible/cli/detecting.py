@@ -16,8 +16,10 @@ from foible.cli.sharing import (
     StdOption,
     WeightsOption,
     console,
+    linf_size,
     loaded,
     model_table,
+    read_samples,
     refuse_model_options,
 )
 
@@ -93,7 +95,7 @@ def evaluate(
 
     watch = load(detector)
     held, x, y = _given((model, weights, bounds, mean, std, outputs), data, seed, samples)
-    worth = measured(watch, held, (x, y), Linf(_size(held, eps)), seed=seed)
+    worth = measured(watch, held, (x, y), Linf(linf_size(eps, held)), seed=seed)
     _tell(worth)
     if out is not None:
         out.write_text(json.dumps(_plain(worth), indent=2) + "\n", encoding="utf-8")
@@ -109,7 +111,6 @@ def _given(
 ) -> tuple[TorchModel, Tensor, Tensor]:
     import torch
 
-    from foible.audit.sources import check_fit, load_data
     from foible.core.errors import InputError
 
     model, *rest = options
@@ -120,11 +121,7 @@ def _given(
     if data is None:
         raise InputError("--data is missing: give clean samples of what the model is for")
     held = loaded(model_table(model or "zoo:standard", *rest))
-    x, y, _ = load_data(
-        data, None if bundled else samples, seed, model=held,
-        note=lambda text: typer.echo(f"note: {text}", err=True),
-    )  # fmt: skip
-    check_fit(held, x, y, data)
+    x, y, _ = read_samples(data, None if bundled else samples, seed, held)
     if bundled:  # what is fitted and what is measured share no sample, whatever the seeds
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
         cut = int(0.6 * len(x))
@@ -141,23 +138,11 @@ def _named(name: str) -> Any:
     return entry.made()
 
 
-def _size(held: TorchModel, eps: str | None) -> float:
-    from foible.audit.sources import parse_number
-    from foible.core.errors import InputError
-
-    low, high = held.bounds
-    if eps is not None:
-        return parse_number(eps)
-    if not high - low < 1e30:
-        raise InputError("--eps is missing: the model has no bounds to take a tenth of")
-    return 0.1 * (high - low)
-
-
 def _attack(held: TorchModel, eps: str | None) -> Any:
     from foible.attacks import pgd
     from foible.parts.threats import Linf
 
-    return pgd(Linf(_size(held, eps)), 40)
+    return pgd(Linf(linf_size(eps, held)), 40)
 
 
 def _tell(worth: Worth) -> None:

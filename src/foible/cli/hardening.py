@@ -16,8 +16,10 @@ from foible.cli.sharing import (
     StdOption,
     WeightsOption,
     folder_for,
+    linf_size,
     loaded,
     model_table,
+    read_samples,
     refuse_model_options,
 )
 
@@ -135,41 +137,24 @@ def harden(
 
 def _threat(norm: str, eps: str | None, held: TorchModel) -> Threat:
     """Build the ball of --norm and --eps."""
-    from foible.audit import Plan
-    from foible.audit.sources import parse_number
     from foible.core.errors import InputError
     from foible.parts import threats
 
     balls: dict[str, type[Any]] = {"linf": threats.Linf, "l2": threats.L2, "l1": threats.L1}
     if norm.lower() not in balls:
         raise InputError(f"there is no norm {norm!r} to train against: choose {', '.join(balls)}")
-    low, high = held.bounds
-    if eps is not None:
-        return balls[norm.lower()](parse_number(eps))  # type: ignore[no-any-return]
-    if norm.lower() != "linf":
+    if eps is None and norm.lower() != "linf":
         raise InputError(f"--eps is missing: {norm} has no size that fits every input")
-    if not high - low < 1e30:
-        raise InputError("--eps is missing: the model has no bounds to take a tenth of")
-    return balls["linf"](Plan.preset().eps * (high - low))  # type: ignore[no-any-return]
+    return balls[norm.lower()](linf_size(eps, held))  # type: ignore[no-any-return]
 
 
 def _data(data: str, test: str | None, held: TorchModel, seed: int) -> tuple[Samples, Samples]:
     """Load what is trained on and what is measured on; they share no sample."""
     import torch
 
-    from foible.audit.sources import check_fit, load_data
-
-    def read(source: str, samples: int | None) -> Samples:
-        x, y, _ = load_data(
-            source, samples, seed, model=held,
-            note=lambda text: typer.echo(f"note: {text}", err=True),
-        )  # fmt: skip
-        check_fit(held, x, y, source)
-        return x, y
-
-    x, y = read(data, None)
+    x, y, _ = read_samples(data, None, seed, held)
     if test is not None:
-        return (x, y), read(test, 1000)
+        return (x, y), read_samples(test, 1000, seed, held)[:2]
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
     count = min(1000, max(1, len(y) // 10))
     rest, out = order[count:].sort().values, order[:count].sort().values

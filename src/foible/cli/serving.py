@@ -16,6 +16,7 @@ from foible.cli.sharing import (
     WeightsOption,
     loaded,
     model_table,
+    read_samples,
     refuse_model_options,
 )
 
@@ -83,7 +84,7 @@ def serve(
         raise InputError(
             "--data is missing: some clean samples say what an input is like, and where levels lie"
         )
-    x, y, classes = _samples(data, held)
+    x, y, classes = read_samples(data, 1000, 0, held)
     watches = [load(path) for path in detector or []] or [_fitted(held, x, y)]
     for watch in watches:
         watch.score(held, x[:1])  # one that does not fit the inputs is told before anyone asks
@@ -93,16 +94,6 @@ def serve(
     typer.echo(f"http://{host}:{port}/predict answers; detectors: "
                f"{', '.join(watch.detector.name for watch in watches)}")  # fmt: skip
     uvicorn.run(service(made, most_bytes), host=host, port=port, log_level="warning")
-
-
-def _samples(data: str, held: TorchModel) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
-    from foible.audit.sources import check_fit, load_data
-
-    x, y, classes = load_data(
-        data, 1000, 0, model=held, note=lambda text: typer.echo(f"note: {text}", err=True)
-    )
-    check_fit(held, x, y, data)
-    return x, y, classes
 
 
 def _fitted(held: TorchModel, x: Tensor, y: Tensor) -> Watch:

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
 
     from foible.models import TorchModel
 
@@ -147,6 +148,33 @@ def loaded(table: dict[str, Any]) -> TorchModel:
         table.get("std"),
         table.get("outputs", "logits"),
     )
+
+
+def read_samples(
+    source: str, samples: int | None, seed: int, held: TorchModel
+) -> tuple[Tensor, Tensor, tuple[str, ...] | None]:
+    """Load data for a model and try them on it; what was changed in them is told."""
+    from foible.audit.sources import check_fit, load_data
+
+    x, y, classes = load_data(
+        source, samples, seed, model=held,
+        note=lambda text: typer.echo(f"note: {text}", err=True),
+    )  # fmt: skip
+    check_fit(held, x, y, source)
+    return x, y, classes
+
+
+def linf_size(eps: str | None, held: TorchModel) -> float:
+    """Return the size of --eps, or in Linf a tenth of the model's range."""
+    from foible.audit.sources import parse_number
+    from foible.core.errors import InputError
+
+    low, high = held.bounds
+    if eps is not None:
+        return parse_number(eps)
+    if not high - low < 1e30:
+        raise InputError("--eps is missing: the model has no bounds to take a tenth of")
+    return 0.1 * (high - low)
 
 
 def refuse_model_options(

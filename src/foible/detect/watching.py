@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from foible.attacks.base import Attack
 from foible.core.access import Access
 from foible.core.errors import InputError, LogError
+from foible.core.files import replace_file
 from foible.core.rows import per_row
 from foible.core.spec import build, spec
 from foible.detect.base import (
@@ -241,15 +241,9 @@ class Watch:
             "detector": json.dumps(spec(self.detector)),
         }
         held = save({k: v.detach().cpu().contiguous() for k, v in self.state.items()}, told)
-        draft = path.with_name(path.name + ".part")
         try:
-            with draft.open("wb") as file:
-                file.write(held)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
+            replace_file(path, held)
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise LogError(f"the detector could not be written to {path} ({error})") from error
 
 

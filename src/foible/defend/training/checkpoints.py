@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from foible.core.errors import LogError
+from foible.core.files import replace_file
 
 NAME = "checkpoint.pt"
 SCHEMA = 1
@@ -24,15 +24,10 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     """
     held = io.BytesIO()
     torch.save({"schema": SCHEMA, **state}, held)
-    path, draft = folder / NAME, folder / (NAME + ".part")
+    path = folder / NAME
     try:
-        with draft.open("wb") as file:
-            file.write(held.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(draft, path)
+        replace_file(path, held.getbuffer())
     except OSError as error:
-        draft.unlink(missing_ok=True)
         left = "the checkpoint before it is whole" if path.exists() else "there is none before it"
         raise LogError(
             f"the checkpoint of step {state.get('step')} could not be written to {folder} "

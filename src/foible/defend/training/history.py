@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from foible.core.errors import LogError
+from foible.core.files import replace_file
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,14 @@ class Epoch:
 
 def write(folder: Path, rows: Sequence[Epoch]) -> None:
     """Write history.csv, whole or not at all; raises LogError where the disk does not take it."""
-    draft = folder / "history.csv.part"
+    text = io.StringIO(newline="")
+    out = csv.writer(text)
+    out.writerow([f.name for f in fields(Epoch)])
+    for row in rows:
+        out.writerow(["" if v is None else v for v in asdict(row).values()])
     try:
-        with draft.open("w", newline="", encoding="utf-8") as file:
-            out = csv.writer(file)
-            out.writerow([f.name for f in fields(Epoch)])
-            for row in rows:
-                out.writerow(["" if v is None else v for v in asdict(row).values()])
-        os.replace(draft, folder / "history.csv")
+        replace_file(folder / "history.csv", text.getvalue().encode())
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise LogError(
             f"history.csv could not be written to {folder} ({error.strerror or error}): make room "
             "and run the same command again, which goes on from the checkpoint"
